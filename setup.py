@@ -1,0 +1,149 @@
+"""Builds the wheel; with nvcc, also the Hopper kernels of csrc/ as lite_attention/_C.abi3.so.
+
+The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's C++
+ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and a machine with a CPU-only torch and no GPU
+builds it. ninja compiles each source to an object in build/kernels, which stays for the next build.
+
+Environment: CUDA_HOME (where nvcc is; else PATH), MAX_JOBS (compilations at once), NVCC_THREADS (nvcc --threads),
+LITE_ATTENTION_SKIP_CUDA_BUILD=1 (no kernels even where nvcc is found).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cu"))
+OLDEST_CUDA = (12, 8)
+GIB_PER_JOB = 3  # peak of one nvcc on a CUTLASS kernel
+
+NVCC_FLAGS = (
+    "-std=c++17 -O3 -DNDEBUG -gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr --expt-extended-lambda "
+    "-DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA -Xcompiler=-fPIC,-fvisibility=hidden"
+)
+# A CPU-only torch has no libtorch_cuda to link with. A stub of that soname has what the kernels call there; at run time the
+# real library takes its place. A symbol missing here is an error of the link (-z defs), not of the first import.
+LIBTORCH_CUDA = (
+    "aoti_torch_create_cuda_guard",
+    "aoti_torch_create_cuda_stream_guard",
+    "aoti_torch_cuda_guard_set_index",
+    "aoti_torch_delete_cuda_guard",
+    "aoti_torch_delete_cuda_stream_guard",
+    "aoti_torch_get_current_cuda_stream",
+)
+LINK_FLAGS = "-shared -Xlinker=--no-as-needed,-z,defs,--exclude-libs,ALL -ltorch -ltorch_cpu -ltorch_cuda -lc10"
+
+NINJA_RULES = """\
+rule compile
+  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule stub
+  command = $nvcc -shared -Xcompiler=-fPIC -Xlinker=-soname,libtorch_cuda.so $in -o $out
+rule link
+  command = $nvcc $in -o $out $ldflags
+"""
+
+
+def find_nvcc() -> str | None:
+    """The nvcc to build with, or None where the wheel is to have no kernels."""
+    if os.environ.get("LITE_ATTENTION_SKIP_CUDA_BUILD", "0") not in ("", "0"):
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if home and nvcc is None:
+        raise SystemExit(f"CUDA_HOME is {home}, but there is no bin/nvcc in it. Unset it, or set it to a CUDA toolkit.")
+    return nvcc
+
+
+def check_nvcc(nvcc: str) -> None:
+    """Ends the build where this nvcc is too old for the kernels."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if found is None or tuple(map(int, found.groups())) < OLDEST_CUDA:
+        version = ".".join(found.groups()) if found else "of unknown version"
+        raise SystemExit(
+            f"{nvcc} is CUDA {version}; the kernels need CUDA {'.'.join(map(str, OLDEST_CUDA))} or newer. "
+            "Set CUDA_HOME to a newer toolkit, or LITE_ATTENTION_SKIP_CUDA_BUILD=1 to install without kernels."
+        )
+
+
+def package_dir(name: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise SystemExit(f"The build needs the Python package {name}: see build-system.requires in pyproject.toml.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def free_gib() -> float:
+    """Memory that a build may take now: what the kernel calls available, and no more than the container's limit."""
+    free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()))
+    return free / 2**30
+
+
+def max_jobs() -> int:
+    """Compilations at once: MAX_JOBS, or as many as cores and free memory allow."""
+    if given := os.environ.get("MAX_JOBS"):
+        return max(1, int(given))
+    return max(1, min(len(os.sched_getaffinity(0)), int(free_gib() / GIB_PER_JOB)))
+
+
+def ninja_file(nvcc: str, sources: list[str], build: Path) -> str:
+    """The text of build.ninja, to be run at the root of the repository."""
+    torch, cutlass = package_dir("torch"), package_dir("cutlass_library") / "source" / "include"
+    threads = max(1, int(os.environ.get("NVCC_THREADS") or 1))
+    flags = f"{NVCC_FLAGS} --threads {threads} -Icsrc -isystem {torch / 'include'} -isystem {cutlass}"
+    stub, objects = build / "libtorch_cuda.so", {source: build / f"{source}.o" for source in sources}
+    return "\n".join(
+        [
+            *(f"{name} = {value}" for name, value in (("builddir", build), ("nvcc", nvcc), ("flags", flags))),
+            f"ldflags = -L{build} -L{torch / 'lib'} {LINK_FLAGS}",
+            NINJA_RULES,
+            *(f"build {target}: compile {source}" for source, target in objects.items()),
+            f"build {stub}: stub {build / 'stub.c'}",
+            f"build {build / '_C.abi3.so'}: link {' '.join(map(str, objects.values()))} | {stub}",
+            "",
+        ]
+    )
+
+
+class BuildKernels(build_ext):
+    """Hands the compilation to ninja and puts its result where setuptools expects the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        build = ROOT / "build" / "kernels"
+        build.mkdir(parents=True, exist_ok=True)
+        (build / "stub.c").write_text("".join(f"void {name}(void) {{}}\n" for name in LIBTORCH_CUDA))
+        (build / "build.ninja").write_text(ninja_file(NVCC, ext.sources, build))
+        ninja = [sys.executable, "-m", "ninja", "-f", str(build / "build.ninja"), "-j", str(max_jobs())]
+        subprocess.run(ninja, cwd=ROOT, check=True)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(build / "_C.abi3.so", target)
+
+
+NVCC = find_nvcc()
+if NVCC and SOURCES:
+    check_nvcc(NVCC)
+    setup(
+        ext_modules=[Extension("lite_attention._C", SOURCES, py_limited_api=True)],
+        cmdclass={"build_ext": BuildKernels},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
+else:
+    reason = "csrc/ holds none" if NVCC else "no nvcc on PATH or in CUDA_HOME, or LITE_ATTENTION_SKIP_CUDA_BUILD is set"
+    print(f"\n*** LiteAttention is built WITHOUT its Hopper kernels: {reason}. ***\n", file=sys.stderr)
+    setup()
