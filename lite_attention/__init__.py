@@ -1,0 +1,7 @@
+"""LiteAttention: attention for serving and diffusion on NVIDIA Hopper."""
+
+from lite_attention.interface import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]

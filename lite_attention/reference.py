@@ -1,0 +1,101 @@
+"""Attention as LiteAttention means it: the specification, in plain PyTorch, on any device.
+
+Everything else in this package must give these answers up to rounding. All arithmetic is float32 whatever the inputs are, and one
+sequence is computed at a time, from the keys that belong to it and no others.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lite_attention.checks import Problem
+
+SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time, 256 MiB: long sequences go in blocks of query rows
+
+
+def run(problem: Problem) -> None:
+    """Computes `problem` into its `out` and `lse`. Reads lengths back to the host, so on a GPU it synchronises."""
+    for sequence in problem.sequences():
+        q, out, lse = problem.rows(sequence)
+        k, v = problem.keys(sequence)
+        slopes = problem.alibi_slopes
+        result, result_lse = attend(
+            q,
+            k,
+            v,
+            softmax_scale=problem.softmax_scale,
+            window_left=problem.window_left,
+            window_right=problem.window_right,
+            softcap=problem.softcap,
+            alibi_slopes=slopes[sequence.index] if slopes is not None and slopes.dim() == 2 else slopes,
+            sinks=problem.sinks,
+        )
+        out.copy_(result)
+        lse.copy_(result_lse)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float,
+    window_left: int = -1,
+    window_right: int = -1,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of one sequence: q (seqlen_q, heads, head_dim) over k, v (seqlen_k, heads_k, head_dim).
+
+    Query head h reads key head h // (heads // heads_k). Returns float32 out (seqlen_q, heads, head_dim) and lse (heads, seqlen_q),
+    the natural logarithm of each row's softmax denominator.
+    """
+    seqlen_q, heads, head_dim = q.shape
+    seqlen_k, heads_k, _ = k.shape
+    k = k.float().repeat_interleave(heads // heads_k, dim=1)
+    v = v.float().repeat_interleave(heads // heads_k, dim=1)
+    out = torch.empty(seqlen_q, heads, head_dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(heads, seqlen_q, dtype=torch.float32, device=q.device)
+
+    j = torch.arange(seqlen_k, device=q.device)
+    block = max(1, SCORES_AT_ONCE // max(1, heads * seqlen_k))
+    for start in range(0, seqlen_q, block):
+        rows = slice(start, min(start + block, seqlen_q))
+        # Query row i stands at key position i + seqlen_k - seqlen_q: the last row faces the last key (bottom right).
+        position = torch.arange(rows.start, rows.stop, device=q.device)[:, None] + seqlen_k - seqlen_q
+        visible = torch.ones(rows.stop - rows.start, seqlen_k, dtype=torch.bool, device=q.device)
+        if window_left >= 0:
+            visible &= j >= position - window_left
+        if window_right >= 0:
+            visible &= j <= position + window_right
+
+        scores = torch.einsum("ihd,jhd->hij", q[rows].float(), k) * softmax_scale
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
+        if alibi_slopes is not None:
+            scores = scores - alibi_slopes.float()[:, None, None] * (position - j).abs()
+        scores = scores.masked_fill(~visible, -math.inf)
+
+        denominator = torch.logsumexp(scores, dim=-1)
+        if sinks is not None:  # a sink is a key with a logit of its own and a value of zero
+            denominator = torch.logaddexp(denominator, sinks.float()[:, None])
+        # A row without keys has a denominator of exp(-inf) = 0; its weights are 0, not 0 / 0.
+        weights = torch.exp(scores - denominator[..., None]).masked_fill(~visible, 0.0)
+
+        out[rows] = _weighted_sum(weights, v, visible)
+        lse[:, rows] = denominator
+    return out, lse
+
+
+def _weighted_sum(weights: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """sum_j weights[h, i, j] * v[j, h, :] over the keys row i sees: 0 * NaN of a key it doesn't see is nothing, not NaN."""
+    finite = v.isfinite().all(dim=2).all(dim=1)
+    out = torch.einsum("hij,jhd->ihd", weights, v.masked_fill(~finite[:, None, None], 0.0))
+    for j in torch.nonzero(~finite).flatten().tolist():
+        term = weights[:, :, j].T[:, :, None] * v[j]
+        out += torch.where(visible[:, j, None, None], term, 0.0)
+    return out
