@@ -1,8 +1,8 @@
 """Builds the wheel; with nvcc, also the Hopper kernels of csrc/ as lite_attention/_C.abi3.so.
 
-The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's C++
-ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and a machine with a CPU-only torch and no GPU
-builds it. ninja compiles each source to an object in build/kernels, which stays for the next build.
+The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's
+C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and a CPU-only torch without a GPU builds it.
+ninja compiles each source to an object in build/kernels, which stays for the next build.
 
 Environment: CUDA_HOME (where nvcc is; else PATH), MAX_JOBS (compilations at once), NVCC_THREADS (nvcc --threads),
 LITE_ATTENTION_SKIP_CUDA_BUILD=1 (no kernels even where nvcc is found).
@@ -30,8 +30,8 @@ NVCC_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr --expt-extended-lambda "
     "-DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA -Xcompiler=-fPIC,-fvisibility=hidden"
 )
-# A CPU-only torch has no libtorch_cuda to link with. A stub of that soname has what the kernels call there; at run time the
-# real library takes its place. A symbol missing here is an error of the link (-z defs), not of the first import.
+# A CPU-only torch has no libtorch_cuda to link with. A stub of that soname has what the kernels call there; at run time
+# the real library takes its place. A symbol missing here is an error of the link (-z defs), not of the first import.
 LIBTORCH_CUDA = (
     "aoti_torch_create_cuda_guard",
     "aoti_torch_create_cuda_stream_guard",
@@ -127,23 +127,29 @@ class BuildKernels(build_ext):
         build = ROOT / "build" / "kernels"
         build.mkdir(parents=True, exist_ok=True)
         (build / "stub.c").write_text("".join(f"void {name}(void) {{}}\n" for name in LIBTORCH_CUDA))
-        (build / "build.ninja").write_text(ninja_file(NVCC, ext.sources, build))
+        (build / "build.ninja").write_text(ninja_file(find_nvcc(), ext.sources, build))
         ninja = [sys.executable, "-m", "ninja", "-f", str(build / "build.ninja"), "-j", str(max_jobs())]
-        subprocess.run(ninja, cwd=ROOT, check=True)
+        if subprocess.run(ninja, cwd=ROOT).returncode:
+            raise SystemExit("The kernels did not compile: see above.")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(build / "_C.abi3.so", target)
 
 
-NVCC = find_nvcc()
-if NVCC and SOURCES:
-    check_nvcc(NVCC)
-    setup(
-        ext_modules=[Extension("lite_attention._C", SOURCES, py_limited_api=True)],
-        cmdclass={"build_ext": BuildKernels},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    )
-else:
-    reason = "csrc/ holds none" if NVCC else "no nvcc on PATH or in CUDA_HOME, or LITE_ATTENTION_SKIP_CUDA_BUILD is set"
-    print(f"\n*** LiteAttention is built WITHOUT its Hopper kernels: {reason}. ***\n", file=sys.stderr)
-    setup()
+def main() -> None:
+    nvcc = find_nvcc()
+    if nvcc and SOURCES:
+        check_nvcc(nvcc)
+        setup(
+            ext_modules=[Extension("lite_attention._C", SOURCES, py_limited_api=True)],
+            cmdclass={"build_ext": BuildKernels},
+            options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        )
+    else:
+        why = "csrc/ has none" if nvcc else "no nvcc on PATH or in CUDA_HOME, or LITE_ATTENTION_SKIP_CUDA_BUILD is set"
+        print(f"\n*** LiteAttention is built WITHOUT its Hopper kernels: {why}. ***\n", file=sys.stderr)
+        setup()
+
+
+if __name__ == "__main__":
+    main()
