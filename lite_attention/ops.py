@@ -45,7 +45,8 @@ torch.library.register_fake("lite_attention::fwd")(_run_fake)
 torch.library.register_fake("lite_attention::fwd_reference")(_run_fake)
 
 EXTENSION = Path(__file__).with_name("_C.abi3.so")
-if EXTENSION.exists():
+# Built wherever there is nvcc, it links with libtorch_cuda, which only a torch for CUDA has.
+if EXTENSION.exists() and torch.version.cuda is not None:
     torch.ops.load_library(EXTENSION)
 
 
