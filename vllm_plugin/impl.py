@@ -1,0 +1,161 @@
+"""One attention layer: writes the step's keys and values to the KV cache, and attends to all of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
+from vllm.v1.attention.backend import AttentionImpl, AttentionType
+
+from lite_attention import flash_attn_varlen_func
+from vllm_plugin.register import NAME
+
+if TYPE_CHECKING:
+    from vllm.v1.attention.backend import AttentionLayer
+
+    from vllm_plugin.metadata import LiteAttentionMetadata
+
+
+class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
+    """vLLM makes one for each layer when it builds the model. What it refuses, it refuses before any request is taken."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+        **extra: Any,
+    ) -> None:
+        on_cpu = current_platform.is_cpu()
+        asked = {"alibi_slopes": alibi_slopes, "logits_soft_cap": logits_soft_cap or None, "sinks": sinks}
+        unsupported = extra if on_cpu else extra | asked
+        for argument, value in unsupported.items():
+            if value is not None:
+                raise NotImplementedError(
+                    f"{NAME} does not support this model: its attention needs {argument}={value}, which the "
+                    f"{'CPU path' if on_cpu else 'Hopper kernel'} does not have. Choose another attention backend."
+                )
+        if attn_type != AttentionType.DECODER:
+            raise NotImplementedError(f"{NAME} computes decoder self-attention, not attn_type={attn_type!r}.")
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        self.attn_type = attn_type
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        # vLLM counts the query's own token into the window; FlashAttention's left counts the keys before it.
+        self.window_left = -1 if sliding_window is None else sliding_window - 1
+        # A model's parameters are loaded after this: sinks are read when they are used.
+        self.sinks = sinks
+        self.softcap = float(logits_soft_cap or 0.0)
+        self.alibi_slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
+        self._write = _write_by_index if on_cpu else _write_by_kernel
+
+    def _keys_and_values(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views (num_blocks, block_size, num_kv_heads, head_size) of the two halves of a cache that `backend` describes."""
+        key_cache, value_cache = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+        return key_cache, value_cache
+
+    def do_kv_cache_update(
+        self,
+        layer: AttentionLayer,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """Stores key and value (num_tokens, num_kv_heads, head_size) in the slots named; negative slots are padding.
+
+        vLLM does not call it for a layer that shares the KV cache of an earlier one.
+        """
+        key_cache, value_cache = self._keys_and_values(kv_cache)
+        self._write(layer, key, value, key_cache, value_cache, slot_mapping, self.kv_cache_dtype)
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: LiteAttentionMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of query (num_tokens, num_heads, head_size) to the KV cache, into output of the same shape.
+
+        The step's keys and values are in the cache by now. Rows of padding are left as they are.
+        """
+        if output_scale is not None or output_block_scale is not None:
+            raise NotImplementedError(f"{NAME} does not quantise its output: output_scale must be None.")
+        if attn_metadata is None:  # the run that measures memory
+            return output.fill_(0)
+        key_cache, value_cache = self._keys_and_values(kv_cache)
+        step, tokens = attn_metadata, attn_metadata.num_actual_tokens
+        flash_attn_varlen_func(
+            query[:tokens],
+            # A tensor may have any stride in a dimension of size one; the kernel's tensor maps need one of a whole row.
+            canonicalize_singleton_dim_strides(key_cache),
+            canonicalize_singleton_dim_strides(value_cache),
+            step.query_start_loc,
+            None,
+            step.max_query_len,
+            step.max_seq_len,
+            softmax_scale=self.scale,
+            causal=step.causal,
+            # Where there is no causal mask, a window reaches as far ahead as it reaches back.
+            window_size=(self.window_left, 0 if step.causal else self.window_left),
+            alibi_slopes=self.alibi_slopes,
+            softcap=self.softcap,
+            sinks=None if self.sinks is None else self.sinks.float(),
+            seqused_k=step.seq_lens,
+            block_table=step.block_table,
+            scheduler_metadata=step.scheduler_metadata,
+            out=output[:tokens],
+        )
+        return output
+
+
+def _write_by_kernel(
+    layer: AttentionLayer,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache_dtype: str,
+) -> None:
+    from vllm import _custom_ops
+
+    # key and value are padded, slot_mapping is not: the kernel goes by its length.
+    _custom_ops.reshape_and_cache_flash(
+        key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, layer._k_scale, layer._v_scale
+    )
+
+
+def _write_by_index(
+    layer: AttentionLayer,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache_dtype: str,
+) -> None:
+    tokens = torch.nonzero(slot_mapping >= 0).flatten()
+    slots = slot_mapping[tokens].long()
+    block, offset = slots // key_cache.shape[1], slots % key_cache.shape[1]
+    key_cache[block, offset] = key[tokens]
+    value_cache[block, offset] = value[tokens]

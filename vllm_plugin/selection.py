@@ -1,0 +1,85 @@
+"""VLLM_ATTENTION_BACKEND=LITE_ATTENTION, a variable that vLLM itself has not read since 0.15; and who chose, in the log.
+
+What the command line or `LLM(...)` asks for wins over the variable. Values that name other backends are left to vLLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from enum import Enum
+from typing import Any
+
+from vllm_plugin.register import NAME, backend_member
+
+VARIABLE = "VLLM_ATTENTION_BACKEND"
+
+logger = logging.getLogger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
+
+
+def install() -> None:
+    """Hooks the choice into `EngineArgs.create_engine_config`, through which every engine's configuration comes."""
+    requested = environment_choice()
+    module = sys.modules.get("vllm.engine.arg_utils")
+    if module is None:
+        # A worker: it has its configuration already. Only where the variable asks for us is the import worth its time.
+        if not requested:
+            return
+        import vllm.engine.arg_utils as module
+    if requested:
+        import vllm.envs
+
+        # Else vLLM warns of an unknown variable.
+        vllm.envs.environment_variables.setdefault(VARIABLE, lambda: os.environ.get(VARIABLE))
+    engine_args = module.EngineArgs
+    if not hasattr(engine_args.create_engine_config, "chooses_lite_attention"):
+        engine_args.create_engine_config = _choosing(engine_args.create_engine_config)
+
+
+def environment_choice() -> bool:
+    """Whether the environment asks for LITE_ATTENTION.
+
+    Raises:
+        ValueError: the value can only be a misspelling of the name. vLLM would serve with another backend.
+    """
+    value = os.environ.get(VARIABLE, "").strip().upper()
+    if value.startswith("LITE") and value != NAME:
+        raise ValueError(f"{VARIABLE}={os.environ[VARIABLE]} names no attention backend. Did you mean {NAME}?")
+    return value == NAME
+
+
+def _is_ours(backend: Any) -> bool:
+    return (backend.name if isinstance(backend, Enum) else str(backend).upper()) == NAME
+
+
+def _choosing(create_engine_config: Any) -> Any:
+    """Wraps `EngineArgs.create_engine_config` so that the variable stands in for a backend that was not given."""
+
+    @functools.wraps(create_engine_config)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sources = {
+            "--attention-backend / attention_backend": self.attention_backend,
+            "--attention-config / attention_config": getattr(self.attention_config, "backend", None),
+        }
+        explicit = next(((source, value) for source, value in sources.items() if value is not None), None)
+        requested = environment_choice()
+        if explicit is not None:
+            source, value = explicit
+            if _is_ours(value):
+                logger.info("Attention backend %s, chosen by %s.", NAME, source)
+            elif requested:
+                name = value.name if isinstance(value, Enum) else value
+                logger.warning("Attention backend %s, chosen by %s. %s=%s is ignored.", name, source, VARIABLE, NAME)
+        elif requested:
+            logger.info("Attention backend %s, chosen by the environment variable %s.", NAME, VARIABLE)
+            self.attention_backend = backend_member()
+            try:
+                return create_engine_config(self, *args, **kwargs)
+            finally:
+                self.attention_backend = None  # the caller's arguments stay as they were given
+        return create_engine_config(self, *args, **kwargs)
+
+    wrapper.chooses_lite_attention = True
+    return wrapper
