@@ -1,10 +1,13 @@
 """Reads GGUF files: metadata, and tensors dequantised to float32.
 
-The format is specified in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file is a header, key-value metadata, a table of
-tensors, and the tensors' data at aligned offsets, all little endian. Quantised tensors are rows of blocks of 32 weights:
+The format is specified in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file is a header, key-value
+metadata, a table of tensors, and the tensors' data at aligned offsets, all little endian. Quantised tensors are rows of
+blocks of 32 weights w:
 
-    Q4_1    fp16 scale, fp16 minimum, 16 bytes: weight i in the low, weight i + 16 in the high half of byte i.  w = q * scale + minimum
-    Q8_0    fp16 scale, 32 int8.                                                                              w = q * scale
+    Q4_1    fp16 scale, fp16 minimum, 16 bytes that hold q[i] in their low and q[i + 16] in their high half:
+            w = q * scale + minimum
+    Q8_0    fp16 scale, 32 int8 q:
+            w = q * scale
 
 Only the tensor types that the project's demo model uses are read; any other is refused by name.
 """
@@ -35,7 +38,7 @@ class GGUFError(ValueError):
 
 @dataclass(frozen=True)
 class TensorType:
-    """How one row of a tensor is stored: `block` weights in `nbytes` bytes, and the function that turns blocks into weights."""
+    """How a tensor is stored: `block` weights in `nbytes` bytes, and the function that turns blocks into weights."""
 
     name: str
     block: int
@@ -66,7 +69,7 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's place in the file. `shape` is in PyTorch's order, slowest dimension first (the file has it the other way round)."""
+    """A tensor's place in the file. `shape` is in PyTorch's order, slowest dimension first; the file has it reversed."""
 
     shape: tuple[int, ...]
     type_id: int
@@ -112,7 +115,8 @@ class _Cursor:
 class GGUFFile:
     """An opened GGUF file. `metadata` maps keys to Python values, `tensors` names to their `TensorInfo`.
 
-    Raises GGUFError where the file is not GGUF of version 2 or 3, or ends early. Use as a context manager: the file is mapped, not read.
+    The file is mapped, not read: use this as a context manager. Raises GGUFError where the file is not GGUF of version
+    2 or 3, or ends early.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -148,12 +152,17 @@ class GGUFFile:
         self._data.close()
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor `name` as a new float32 array. Raises KeyError, or GGUFError where its type is not read or the file too short."""
+        """The tensor `name` as a new float32 array.
+
+        Raises KeyError where there is none, GGUFError where its type is not read or the file is too short.
+        """
         info = self.tensors[name]
         kind = info.type()
         blocks, rest = divmod(int(np.prod(info.shape)), kind.block)
         if rest or info.shape[-1] % kind.block:
-            raise GGUFError(f"tensor {name}: rows of {info.shape[-1]} weights are not whole {kind.name} blocks of {kind.block}")
+            raise GGUFError(
+                f"tensor {name}: rows of {info.shape[-1]} weights are not whole {kind.name} blocks of {kind.block}"
+            )
         start = self._data_start + info.offset
         raw = self._data[start : start + blocks * kind.nbytes]
         if len(raw) != blocks * kind.nbytes:

@@ -1,7 +1,7 @@
 """Turns a Llama-architecture GGUF file into a Hugging Face model directory.
 
-vLLM and transformers load such a directory as they load any model of the hub. transformers' own GGUF loader is not used: it drops the
-digit splitting of SmolLM2's tokenizer, and it needs a package that vLLM does not bring.
+vLLM and transformers load such a directory as they load any model of the hub. transformers' own GGUF loader is not
+used: it drops the digit splitting of SmolLM2's tokenizer, and it needs a package that vLLM does not bring.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _CONTROL_TOKEN = 3  # in tokenizer.ggml.token_type
 def rope_halves(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """Reorders the rows of a query or key projection from llama.cpp's RoPE to Hugging Face's.
 
-    llama.cpp rotates neighbouring rows (2i, 2i + 1) of a head, Hugging Face rows (i, i + head_dim / 2), as in GPT-NeoX. `weight` is
-    (num_heads * head_dim, hidden_size).
+    llama.cpp rotates neighbouring rows (2i, 2i + 1) of a head, Hugging Face rows (i, i + head_dim / 2), as in GPT-NeoX.
+    `weight` is (num_heads * head_dim, hidden_size).
     """
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
@@ -106,7 +106,7 @@ def _special_token_ids(gguf: GGUFFile) -> dict[str, int]:
 
 
 def tokenizer(gguf: GGUFFile) -> Tokenizer:
-    """The byte-level BPE tokenizer: every digit is a token of its own, control tokens are matched before anything is split."""
+    """The byte-level BPE tokenizer: control tokens are matched first, and every digit is a token of its own."""
     kind = (gguf.metadata["tokenizer.ggml.model"], gguf.metadata["tokenizer.ggml.pre"])
     if kind != ("gpt2", "smollm"):
         raise GGUFError(f"tokenizer {kind} is not supported, only ('gpt2', 'smollm') is")
@@ -140,7 +140,8 @@ def tokenizer_config(gguf: GGUFFile) -> dict[str, Any]:
 def convert(source: str | Path, directory: str | Path) -> None:
     """Writes the model of the GGUF file `source` into the existing `directory`, in bfloat16.
 
-    Raises GGUFError where the file is damaged, not a Llama model, or holds tensor types or a tokenizer that are not supported.
+    Raises GGUFError where the file is damaged, not a Llama model, or holds a tensor type or a tokenizer that is not
+    supported.
     """
     directory = Path(directory)
     with GGUFFile(source) as gguf:

