@@ -1,7 +1,7 @@
 """Builds the wheel; with nvcc, also the Hopper kernels of csrc/ as lite_attention/_C.abi3.so.
 
 The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's
-C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and a CPU-only torch without a GPU builds it.
+C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and needs no GPU and no CUDA torch to build.
 ninja compiles each source to an object in build/kernels, which stays for the next build.
 
 Environment: CUDA_HOME (where nvcc is; else PATH), MAX_JOBS (compilations at once), NVCC_THREADS (nvcc --threads),
@@ -23,22 +23,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cu"))
+STUB = "csrc/libtorch_cuda_stub.c"
 OLDEST_CUDA = (12, 8)
 GIB_PER_JOB = 3  # peak of one nvcc on a CUTLASS kernel
 
 NVCC_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr --expt-extended-lambda "
     "-DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA -Xcompiler=-fPIC,-fvisibility=hidden"
-)
-# A CPU-only torch has no libtorch_cuda to link with. A stub of that soname has what the kernels call there; at run time
-# the real library takes its place. A symbol missing here is an error of the link (-z defs), not of the first import.
-LIBTORCH_CUDA = (
-    "aoti_torch_create_cuda_guard",
-    "aoti_torch_create_cuda_stream_guard",
-    "aoti_torch_cuda_guard_set_index",
-    "aoti_torch_delete_cuda_guard",
-    "aoti_torch_delete_cuda_stream_guard",
-    "aoti_torch_get_current_cuda_stream",
 )
 LINK_FLAGS = "-shared -Xlinker=--no-as-needed,-z,defs,--exclude-libs,ALL -ltorch -ltorch_cpu -ltorch_cuda -lc10"
 
@@ -87,11 +78,11 @@ def package_dir(name: str) -> Path:
 
 def free_gib() -> float:
     """Memory that a build may take now: what the kernel calls available, and no more than the container's limit."""
-    free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024
+    free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) / 2**20
     limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()))
-    return free / 2**30
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) / 2**30)
+    return free
 
 
 def max_jobs() -> int:
@@ -113,7 +104,7 @@ def ninja_file(nvcc: str, sources: list[str], build: Path) -> str:
             f"ldflags = -L{build} -L{torch / 'lib'} {LINK_FLAGS}",
             NINJA_RULES,
             *(f"build {target}: compile {source}" for source, target in objects.items()),
-            f"build {stub}: stub {build / 'stub.c'}",
+            f"build {stub}: stub {STUB}",
             f"build {build / '_C.abi3.so'}: link {' '.join(map(str, objects.values()))} | {stub}",
             "",
         ]
@@ -126,14 +117,12 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         build = ROOT / "build" / "kernels"
         build.mkdir(parents=True, exist_ok=True)
-        (build / "stub.c").write_text("".join(f"void {name}(void) {{}}\n" for name in LIBTORCH_CUDA))
         (build / "build.ninja").write_text(ninja_file(find_nvcc(), ext.sources, build))
         ninja = [sys.executable, "-m", "ninja", "-f", str(build / "build.ninja"), "-j", str(max_jobs())]
         if subprocess.run(ninja, cwd=ROOT).returncode:
             raise SystemExit("The kernels did not compile: see above.")
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(build / "_C.abi3.so", target)
+        self.mkpath(str(Path(self.get_ext_fullpath(ext.name)).parent))
+        self.copy_file(str(build / "_C.abi3.so"), self.get_ext_fullpath(ext.name))
 
 
 def main() -> None:

