@@ -1,7 +1,7 @@
 """Builds the wheel; with nvcc, also the Hopper kernels of csrc/ as lite_attention/_C.abi3.so.
 
 The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's
-C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and needs no GPU and no CUDA torch to build.
+C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on. It builds with a CPU-only torch and no GPU.
 ninja compiles each source to an object in build/kernels, which stays for the next build.
 
 Environment: CUDA_HOME (where nvcc is; else PATH), MAX_JOBS (compilations at once), NVCC_THREADS (nvcc --threads),
