@@ -1,122 +1,41 @@
-"""Turns the arguments of the public functions into one checked, normalised `Problem`, or raises before anything runs.
+"""Turns the arguments of the public functions into one checked `Problem`, or raises before anything runs.
 
-Shapes, dtypes, devices and strides are read from metadata alone, so that nothing waits for a GPU and everything traces under
-`torch.compile` and FakeTensors. What only the values tell (lengths, page numbers) is checked where reading them is free: on real CPU
-tensors.
+`prepare` reads shapes, dtypes, devices and strides. They are metadata: it never waits for a GPU, and traces under
+`torch.compile` and FakeTensors. What only the memory tells is for `lite_attention.values`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lite_attention.problem import Problem
+
+__all__ = ["DTYPES", "Problem", "check_append", "check_inference", "prepare", "wrong"]
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class Sequence(NamedTuple):
-    """Where one sequence of a batch lies: rows [q_start, q_start + q_len) of q, keys [k_start, k_start + k_len) of k."""
-
-    index: int
-    q_start: int
-    q_len: int
-    k_start: int  # 0 with a block table or a dense cache, where the sequence has pages or a row of its own
-    k_len: int
+def wrong(name: str, given: object, works: object) -> ValueError:
+    """The error for an argument: its name, what it was given, what works."""
+    return ValueError(f"{name}: got {given}; needs {works}")
 
 
-@dataclass
-class Problem:
-    """One attention call, checked. The tensors are the caller's own; nothing is copied.
-
-    q and out are (batch, seqlen_q, heads, head_dim), or (total_q, heads, head_dim) where `cu_seqlens_q` is given; lse is float32,
-    (batch, heads, seqlen_q) or (heads, total_q). k and v are (batch, seqlen_k, heads_k, head_dim); (total_k, heads_k, head_dim) where
-    `cu_seqlens_k` says where sequences start; or (num_blocks, page_size, heads_k, head_dim) with a `block_table`. `seqused_k`, where
-    given, has the last word on key lengths. Windows count keys on either side of the diagonal that ends bottom right; -1 is
-    unbounded, and causal is `window_right == 0`.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    out: Tensor
-    lse: Tensor
-    cu_seqlens_q: Tensor | None
-    cu_seqlens_k: Tensor | None
-    seqused_k: Tensor | None
-    block_table: Tensor | None
-    scheduler_metadata: Tensor | None
-    max_seqlen_q: int
-    max_seqlen_k: int
-    softmax_scale: float
-    window_left: int
-    window_right: int
-    softcap: float = 0.0
-    alibi_slopes: Tensor | None = None
-    sinks: Tensor | None = None
-
-    @property
-    def batch(self) -> int:
-        return self.q.shape[0] if self.cu_seqlens_q is None else self.cu_seqlens_q.shape[0] - 1
-
-    @property
-    def heads(self) -> int:
-        return self.q.shape[-2]
-
-    @property
-    def heads_k(self) -> int:
-        return self.k.shape[-2]
-
-    @property
-    def head_dim(self) -> int:
-        return self.q.shape[-1]
-
-    @property
-    def paged(self) -> bool:
-        return self.block_table is not None
-
-    @property
-    def page_size(self) -> int | None:
-        return self.k.shape[1] if self.paged else None
-
-    def sequences(self) -> Iterator[Sequence]:
-        """The sequences of the batch. Reads lengths back to the host: on a GPU this waits."""
-        starts_q = range(0, (self.batch + 1) * self.max_seqlen_q, max(self.max_seqlen_q, 1))
-        if self.cu_seqlens_q is not None:
-            starts_q = self.cu_seqlens_q.tolist()
-        elif self.max_seqlen_q == 0:
-            starts_q = [0] * (self.batch + 1)
-        starts_k = self.cu_seqlens_k.tolist() if self.cu_seqlens_k is not None else None
-        used_k = self.seqused_k.tolist() if self.seqused_k is not None else None
-        packed = self.k.dim() == 3
-        for b in range(self.batch):
-            if used_k is not None:
-                k_len = used_k[b]
-            else:
-                k_len = starts_k[b + 1] - starts_k[b] if starts_k is not None else self.max_seqlen_k
-            yield Sequence(b, starts_q[b], starts_q[b + 1] - starts_q[b], starts_k[b] if packed else 0, k_len)
-
-    def rows(self, sequence: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of q and out (q_len, heads, head_dim) and of lse (heads, q_len) for one sequence."""
-        if self.cu_seqlens_q is None:
-            return self.q[sequence.index], self.out[sequence.index], self.lse[sequence.index]
-        rows = slice(sequence.q_start, sequence.q_start + sequence.q_len)
-        return self.q[rows], self.out[rows], self.lse[:, rows]
-
-    def keys(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
-        """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered."""
-        return self._keys_of(self.k, sequence), self._keys_of(self.v, sequence)
-
-    def _keys_of(self, x: Tensor, sequence: Sequence) -> Tensor:
-        if self.block_table is not None:
-            pages = self.block_table[sequence.index, : -(-sequence.k_len // x.shape[1])]
-            return x[pages.long()].flatten(0, 1)[: sequence.k_len]
-        if self.cu_seqlens_k is not None:
-            return x[sequence.k_start : sequence.k_start + sequence.k_len]
-        return x[sequence.index, : sequence.k_len]
+def check_inference(dropout_p: float = 0.0, **tensors: Tensor | None) -> None:
+    """Raises NotImplementedError for what only training needs."""
+    if dropout_p != 0:
+        raise NotImplementedError(
+            f"dropout_p: got {dropout_p}; LiteAttention is for inference and has only dropout_p=0.0"
+        )
+    if torch.is_grad_enabled():
+        for name, x in tensors.items():
+            if isinstance(x, Tensor) and x.requires_grad:
+                raise NotImplementedError(
+                    f"{name}: got a tensor that requires grad; LiteAttention has no backward pass: call it under "
+                    f"torch.inference_mode() or torch.no_grad(), or pass {name}.detach()"
+                )
 
 
 def prepare(
@@ -124,13 +43,13 @@ def prepare(
     k: Tensor,
     v: Tensor,
     *,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
     seqused_k: Tensor | None = None,
     block_table: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
@@ -138,28 +57,182 @@ def prepare(
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     out: Tensor | None = None,
+    names: tuple[str, str, str] = ("k", "v", "seqused_k"),
 ) -> Problem:
-    left, right = window_size
+    """Checks what metadata tells; allocates lse and, where it isn't given, out.
+
+    `names` are what the caller calls k, v and seqused_k. Without `cu_seqlens_q` the shapes give max_seqlen_q and
+    max_seqlen_k.
+    """
+    varlen, paged = cu_seqlens_q is not None, block_table is not None
+    q_layout = "(total_q, num_heads, head_dim)" if varlen else "(batch, seqlen_q, num_heads, head_dim)"
+    if paged:
+        k_layout = "(num_blocks, page_size, num_heads_k, head_dim)"
+    else:
+        k_layout = "(total_k, num_heads_k, head_dim)" if varlen else "(batch, seqlen_k, num_heads_k, head_dim)"
+    _check_operand("q", q, q_layout)
+    _check_operand(names[0], k, k_layout, like=q)
+    _check_operand(names[1], v, k_layout, like=q)
+    _check_heads(q, k, v, names)
+
+    if varlen:
+        _check_ints("cu_seqlens_q", cu_seqlens_q, ("batch + 1",), q)
+        if cu_seqlens_q.shape[0] == 0:
+            raise wrong("cu_seqlens_q", "no elements", "batch + 1 of them")
+        batch = cu_seqlens_q.shape[0] - 1
+        _check_length("max_seqlen_q", max_seqlen_q)
+        _check_length("max_seqlen_k", max_seqlen_k)
+        if paged and seqused_k is None and cu_seqlens_k is None:
+            raise wrong(names[2], "None, with cu_seqlens_k=None", "one of them, for the key lengths")
+        if not paged and cu_seqlens_k is None:
+            raise wrong("cu_seqlens_k", "None", f"a tensor, where {names[0]} is packed and not paged by a block_table")
+    else:
+        batch, max_seqlen_q = q.shape[0], q.shape[1]
+        max_seqlen_k = k.shape[1]
+        if not paged and k.shape[0] != batch:
+            raise wrong(names[0], f"a batch of {k.shape[0]}", f"the batch of q, {batch}")
+    if cu_seqlens_k is not None:
+        _check_ints("cu_seqlens_k", cu_seqlens_k, (batch + 1,), q)
+    if seqused_k is not None:
+        _check_ints(names[2], seqused_k, (batch,), q)
+    if scheduler_metadata is not None:
+        _check_ints("scheduler_metadata", scheduler_metadata, ("size",), q)
+    if paged:
+        _check_ints("block_table", block_table, (batch, "max_blocks"), q)
+        page_size, pages = k.shape[1], block_table.shape[1]
+        if page_size == 0:
+            raise wrong(names[0], "pages of 0 keys", "a page_size of 1 or more")
+        if not varlen:
+            max_seqlen_k = page_size * pages
+        elif q.is_cuda and page_size * pages < max_seqlen_k:  # on the CPU check_values compares the lengths themselves
+            raise wrong("block_table", f"{pages} pages of {page_size} keys", f"room for max_seqlen_k={max_seqlen_k}")
+
+    left, right = _check_window(window_size)
+    if softmax_scale is not None and not (_is_number(softmax_scale) and 0 < softmax_scale < math.inf):
+        raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
+    if not (_is_number(softcap) and 0 <= softcap < math.inf):
+        raise wrong("softcap", softcap, "a positive number, or 0.0 for none")
+    heads = q.shape[-2]
+    if alibi_slopes is not None:
+        _check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
+    if sinks is not None:
+        _check_floats("sinks", sinks, ((heads,),), q)
     if out is None:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    shape = (q.shape[0], q.shape[2], q.shape[1]) if cu_seqlens_q is None else (q.shape[1], q.shape[0])
-    return Problem(
-        q=q,
-        k=k,
-        v=v,
-        out=out,
-        lse=torch.empty(shape, dtype=torch.float32, device=q.device),
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        seqused_k=seqused_k,
-        block_table=block_table,
-        scheduler_metadata=scheduler_metadata,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-        softmax_scale=1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale),
-        window_left=max(left, -1),
-        window_right=0 if causal else max(right, -1),
-        softcap=float(softcap),
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    else:
+        _check_operand("out", out, q_layout, like=q)
+        if out.shape != q.shape:
+            raise wrong("out", f"shape {tuple(out.shape)}", f"the shape of q, {tuple(q.shape)}")
+        _check_writable("out", out)
+    lse = torch.empty(
+        (heads, q.shape[0]) if varlen else (batch, heads, max_seqlen_q), dtype=torch.float32, device=q.device
     )
+    return Problem(
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        block_table,
+        scheduler_metadata,
+        max_seqlen_q,
+        max_seqlen_k,
+        1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else float(softmax_scale),
+        left,
+        0 if causal else right,
+        float(softcap),
+        alibi_slopes,
+        sinks,
+    )
+
+
+def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:
+    """Checks k and v (batch, seqlen_new, heads_k, head_dim), which are to be written into the caches of `problem`."""
+    for name, x, cache in (("k", k, problem.k), ("v", v, problem.v)):
+        _check_operand(name, x, "(batch, seqlen_new, num_heads_k, head_dim)", like=problem.q, strided=True)
+        works = (problem.batch, k.shape[1], problem.heads_k, problem.head_dim)
+        if tuple(x.shape) != works:
+            raise wrong(name, f"shape {tuple(x.shape)}", f"(batch, seqlen_new, num_heads_k, head_dim) = {works}")
+        _check_writable(f"{name}_cache", cache)
+
+
+def _check_operand(name: str, x: Tensor, layout: str, like: Tensor | None = None, strided: bool = False) -> None:
+    """A tensor ranked as `layout`, with dtype and device of `like`, and a head_dim without gaps unless `strided`."""
+    if not isinstance(x, Tensor):
+        raise wrong(name, type(x).__name__, f"a tensor {layout}")
+    if x.dim() != layout.count(",") + 1:
+        raise wrong(name, f"shape {tuple(x.shape)}", layout)
+    if like is None and x.dtype not in DTYPES:
+        raise wrong(name, x.dtype, " or ".join(map(str, DTYPES)))
+    if like is not None and x.dtype != like.dtype:
+        raise wrong(name, x.dtype, f"the dtype of q, {like.dtype}")
+    if like is not None:
+        _check_device(name, x, like)
+    if not strided and x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise wrong(name, f"strides {x.stride()}", f"a head_dim of stride 1, as {name}.contiguous() has")
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> None:
+    if v.shape != k.shape:
+        raise wrong(names[1], f"shape {tuple(v.shape)}", f"the shape of {names[0]}, {tuple(k.shape)}")
+    if q.shape[-1] == 0 or q.shape[-2] == 0:
+        raise wrong("q", f"shape {tuple(q.shape)}", "num_heads and head_dim of 1 or more")
+    if k.shape[-1] != q.shape[-1]:
+        raise wrong(names[0], f"a head_dim of {k.shape[-1]}", f"the head_dim of q, {q.shape[-1]}")
+    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2] != 0:
+        raise wrong(names[0], f"{k.shape[-2]} heads", f"a num_heads_k that divides the num_heads of q, {q.shape[-2]}")
+
+
+def _check_ints(name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor) -> None:
+    """An int32 tensor on the device of `like`. Names in `shape` stand for any size."""
+    if not isinstance(x, Tensor):
+        raise wrong(name, type(x).__name__, "an int32 tensor")
+    sizes_fit = all(isinstance(want, str) or have == want for have, want in zip(x.shape, shape, strict=False))
+    if x.dim() != len(shape) or not sizes_fit:
+        raise wrong(name, f"shape {tuple(x.shape)}", f"({', '.join(map(str, shape))})")
+    if x.dtype != torch.int32:
+        raise wrong(name, x.dtype, torch.int32)
+    _check_device(name, x, like)
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise wrong(name, f"strides {x.stride()}", "a last dimension of stride 1")
+
+
+def _check_floats(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise wrong(name, type(x).__name__, "a float32 tensor")
+    if tuple(x.shape) not in shapes:
+        raise wrong(name, f"shape {tuple(x.shape)}", " or ".join(map(str, shapes)))
+    if x.dtype != torch.float32:
+        raise wrong(name, x.dtype, torch.float32)
+    _check_device(name, x, like)
+
+
+def _check_device(name: str, x: Tensor, like: Tensor) -> None:
+    if x.device != like.device:
+        raise wrong(name, f"a tensor on {x.device}", f"one on the device of q, {like.device}")
+
+
+def _check_writable(name: str, x: Tensor) -> None:
+    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise wrong(name, f"strides {x.stride()}", "memory of its own for every element, as an expanded tensor hasn't")
+
+
+def _check_length(name: str, value: int | None) -> None:
+    if isinstance(value, Tensor):  # int(value) would wait for the GPU
+        raise wrong(name, "a tensor", "a Python int")
+    if not isinstance(value, (int, torch.SymInt)) or value < 0:
+        raise wrong(name, value, "an int of 0 or more")
+
+
+def _check_window(window_size: tuple[int, int]) -> tuple[int, int]:
+    two = isinstance(window_size, (tuple, list)) and len(window_size) == 2
+    if not two or not all(isinstance(side, (int, torch.SymInt)) for side in window_size):
+        raise wrong("window_size", window_size, "(left, right), two ints, where a negative one is unbounded")
+    return max(window_size[0], -1), max(window_size[1], -1)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float, torch.SymFloat)) and not isinstance(x, bool)

@@ -1,7 +1,8 @@
 """The torch custom ops behind the public functions, and the choice between them.
 
-`lite_attention::fwd` has a CPU implementation in Python and a CUDA one in the compiled extension; `lite_attention::fwd_reference` has
-the same schema and runs the specification on any device.
+`lite_attention::fwd` computes into `out` and `lse` and returns nothing. Its CPU implementation is Python, its CUDA
+implementation comes from the compiled extension, which registers it when it is loaded. `lite_attention::fwd_reference`
+has the same schema and computes the specification on any device.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lite_attention import cpu, hopper, reference
-from lite_attention.checks import Problem
+from lite_attention.checks import Problem, wrong
+from lite_attention.values import check_values
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, "
@@ -20,40 +21,64 @@ SCHEMA = (
     "int max_seqlen_q, int max_seqlen_k, float softmax_scale, int window_left, int window_right, "
     "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None) -> ()"
 )
-
 BACKENDS = ("hopper", "cpu", "reference")
-
-torch.library.define("lite_attention::fwd", SCHEMA)
-torch.library.define("lite_attention::fwd_reference", SCHEMA)
-
-
-def _run_cpu(*args: object) -> None:
-    cpu.run(Problem(*args))
-
-
-def _run_reference(*args: object) -> None:
-    reference.run(Problem(*args))
-
-
-def _run_fake(*args: object) -> None:
-    """Writes to `out` and `lse` and returns nothing: there is no shape to infer."""
-
-
-torch.library.impl("lite_attention::fwd", "CPU")(_run_cpu)
-torch.library.impl("lite_attention::fwd_reference", "CompositeExplicitAutograd")(_run_reference)
-torch.library.register_fake("lite_attention::fwd")(_run_fake)
-torch.library.register_fake("lite_attention::fwd_reference")(_run_fake)
-
 EXTENSION = Path(__file__).with_name("_C.abi3.so")
-# Built wherever there is nvcc, it links with libtorch_cuda, which only a torch for CUDA has.
-if EXTENSION.exists() and torch.version.cuda is not None:
-    torch.ops.load_library(EXTENSION)
+
+
+def _fwd_cpu(*args: object) -> None:
+    problem = Problem(*args)
+    check_values(problem)
+    cpu.run(problem)
+
+
+def _fwd_reference(*args: object) -> None:
+    problem = Problem(*args)
+    check_values(problem)
+    reference.run(problem)
+
+
+def _fwd_fake(*args: object) -> None:
+    """What tracing sees: out and lse change, nothing is returned."""
+
+
+def _load_extension() -> str | None:
+    """Loads the compiled kernels, after the schema that they implement. Gives the reason where there are none."""
+    if not EXTENSION.exists():
+        return "it was not built: reinstall with nvcc (CUDA 12.8 or newer) on PATH or in CUDA_HOME"
+    if torch.version.cuda is None:  # built wherever there is nvcc, it links with libtorch_cuda
+        return f"it is built but not loaded: torch {torch.__version__} has no CUDA"
+    try:
+        torch.ops.load_library(EXTENSION)
+    except OSError as error:  # everything but the kernels works
+        return f"{EXTENSION} does not load: {error}"
+    return None
+
+
+for _name, _key, _implementation in (
+    ("lite_attention::fwd", "CPU", _fwd_cpu),
+    ("lite_attention::fwd_reference", "CompositeExplicitAutograd", _fwd_reference),
+):
+    torch.library.define(_name, SCHEMA)
+    torch.library.impl(_name, _key)(_implementation)
+    torch.library.register_fake(_name)(_fwd_fake)
+
+EXTENSION_MISSING = _load_extension()
+"""Why the compiled kernels can't be used; None where they are loaded."""
 
 
 def launch(problem: Problem, backend: str | None) -> None:
-    """Computes `problem` with the backend asked for, or with the one for its device. Never another one."""
-    backend = backend or ("hopper" if problem.q.is_cuda else "cpu")
+    """Computes `problem` with the backend named, or else with the one of its device. It never tries a second one."""
+    if backend is not None and backend not in BACKENDS:
+        raise wrong("backend", repr(backend), f"None or one of {', '.join(map(repr, BACKENDS))}")
+    device = problem.q.device
+    if backend is None:
+        backend = {"cuda": "hopper", "cpu": "cpu"}.get(device.type)
+    if backend is None:
+        raise NotImplementedError(f"q: got a tensor on {device}; needs cuda or cpu, or backend='reference'")
+    if backend == "cpu" and device.type != "cpu":
+        raise wrong("backend", f"'cpu' for tensors on {device}", "tensors on the CPU, or another backend")
     if backend == "hopper":
+        _check_hopper(device)
         hopper.check_supported(problem)
     op = torch.ops.lite_attention.fwd_reference if backend == "reference" else torch.ops.lite_attention.fwd
     op(
@@ -76,3 +101,24 @@ def launch(problem: Problem, backend: str | None) -> None:
         problem.alibi_slopes,
         problem.sinks,
     )
+
+
+def _check_hopper(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise wrong("backend", f"'hopper' for tensors on {device}", "tensors on a Hopper GPU, or another backend")
+    if EXTENSION_MISSING is not None:
+        raise RuntimeError(
+            f"LiteAttention's CUDA extension is not there: {EXTENSION_MISSING}. Without it only "
+            "backend='reference' computes CUDA tensors, slowly."
+        )
+    capability = _capability(device)
+    if capability != (9, 0):
+        raise NotImplementedError(
+            f"q: got a tensor on {device}, compute capability {capability[0]}.{capability[1]}; LiteAttention's kernels "
+            "need 9.0 (Hopper: H100, H200, H800, GH200). backend='reference' computes on any device, slowly."
+        )
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

@@ -1,7 +1,7 @@
 """Attention as LiteAttention means it: the specification, in plain PyTorch, on any device.
 
-Everything else in this package must give these answers up to rounding. All arithmetic is float32 whatever the inputs are, and one
-sequence is computed at a time, from the keys that belong to it and no others.
+Everything else in this package must give these answers up to rounding. All arithmetic is float32 whatever the inputs
+are, and one sequence is computed at a time, from the keys that belong to it and no others.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention of one sequence: q (seqlen_q, heads, head_dim) over k, v (seqlen_k, heads_k, head_dim).
 
-    Query head h reads key head h // (heads // heads_k). Returns float32 out (seqlen_q, heads, head_dim) and lse (heads, seqlen_q),
-    the natural logarithm of each row's softmax denominator.
+    Query head h reads key head h // (heads // heads_k). Returns float32 out (seqlen_q, heads, head_dim) and lse (heads,
+    seqlen_q), the natural logarithm of each row's softmax denominator.
     """
     seqlen_q, heads, head_dim = q.shape
     seqlen_k, heads_k, _ = k.shape
@@ -92,7 +92,7 @@ def attend(
 
 
 def _weighted_sum(weights: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """sum_j weights[h, i, j] * v[j, h, :] over the keys row i sees: 0 * NaN of a key it doesn't see is nothing, not NaN."""
+    """sum_j weights[h, i, j] * v[j, h, :] over the keys that row i sees: those it doesn't add nothing, even if NaN."""
     finite = v.isfinite().all(dim=2).all(dim=1)
     out = torch.einsum("hij,jhd->ihd", weights, v.masked_fill(~finite[:, None, None], 0.0))
     for j in torch.nonzero(~finite).flatten().tolist():

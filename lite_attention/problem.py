@@ -1,0 +1,119 @@
+"""One attention call, normalised: what every backend is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Sequence(NamedTuple):
+    """Where one sequence of a batch lies: q_len rows of q from q_start on, and k_len keys."""
+
+    index: int
+    q_start: int
+    q_len: int
+    k_start: int  # where its keys start in packed k and v; 0 where it has pages or a row of a dense cache
+    k_len: int
+
+
+@dataclass
+class Problem:
+    """One attention call, checked. The tensors are the caller's own; nothing is copied.
+
+    - q, out: (batch, seqlen_q, heads, head_dim), or with `cu_seqlens_q` (total_q, heads, head_dim).
+    - lse: float32, (batch, heads, seqlen_q) or (heads, total_q).
+    - k, v: with `block_table` (num_blocks, page_size, heads_k, head_dim); else with `cu_seqlens_q` packed, (total_k,
+      heads_k, head_dim), where `cu_seqlens_k` says where sequences start; else (batch, seqlen_k, heads_k, head_dim).
+    - Key lengths: `seqused_k` where given, else `cu_seqlens_k`, else all of k.
+    - Windows count the keys seen on either side of the diagonal that ends bottom right; -1 is unbounded, and causal is
+      `window_right == 0`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    seqused_k: Tensor | None
+    block_table: Tensor | None
+    scheduler_metadata: Tensor | None
+    max_seqlen_q: int
+    max_seqlen_k: int
+    softmax_scale: float
+    window_left: int
+    window_right: int
+    softcap: float = 0.0
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def varlen(self) -> bool:
+        return self.cu_seqlens_q is not None
+
+    @property
+    def paged(self) -> bool:
+        return self.block_table is not None
+
+    @property
+    def packed(self) -> bool:
+        return self.varlen and not self.paged
+
+    @property
+    def batch(self) -> int:
+        return self.cu_seqlens_q.shape[0] - 1 if self.cu_seqlens_q is not None else self.q.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.q.shape[-2]
+
+    @property
+    def heads_k(self) -> int:
+        return self.k.shape[-2]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[-1]
+
+    @property
+    def page_size(self) -> int | None:
+        return self.k.shape[1] if self.paged else None
+
+    def sequences(self) -> Iterator[Sequence]:
+        """The sequences of the batch. Reads lengths back to the host: on a GPU this waits."""
+        starts_q = self.cu_seqlens_q.tolist() if self.cu_seqlens_q is not None else None
+        starts_k = self.cu_seqlens_k.tolist() if self.cu_seqlens_k is not None else None
+        used_k = self.seqused_k.tolist() if self.seqused_k is not None else None
+        for b in range(self.batch):
+            q_start = starts_q[b] if starts_q is not None else b * self.q.shape[1]
+            q_len = starts_q[b + 1] - q_start if starts_q is not None else self.q.shape[1]
+            if used_k is not None:
+                k_len = used_k[b]
+            elif starts_k is not None:
+                k_len = starts_k[b + 1] - starts_k[b]
+            else:
+                k_len = self.max_seqlen_k
+            yield Sequence(b, q_start, q_len, starts_k[b] if self.packed else 0, k_len)
+
+    def rows(self, sequence: Sequence) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of q and out (q_len, heads, head_dim) and of lse (heads, q_len) of one sequence."""
+        if not self.varlen:
+            return self.q[sequence.index], self.out[sequence.index], self.lse[sequence.index]
+        rows = slice(sequence.q_start, sequence.q_start + sequence.q_len)
+        return self.q[rows], self.out[rows], self.lse[:, rows]
+
+    def keys(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
+        """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered."""
+        return self._keys_of(self.k, sequence), self._keys_of(self.v, sequence)
+
+    def _keys_of(self, x: Tensor, sequence: Sequence) -> Tensor:
+        if self.block_table is not None:
+            pages = self.block_table[sequence.index, : -(-sequence.k_len // x.shape[1])]
+            return x[pages.long()].flatten(0, 1)[: sequence.k_len]
+        if self.packed:
+            return x[sequence.k_start : sequence.k_start + sequence.k_len]
+        return x[sequence.index, : sequence.k_len]
