@@ -1,8 +1,8 @@
 """What LITE_ATTENTION tells vLLM about itself: what it computes, on which device, with which KV cache.
 
-vLLM asks the `supports_*` methods before it loads a model and refuses with the reason; `impl` refuses, at the same time,
-what they have no question for. The interface is the one of vLLM 0.26 to 0.33: methods that only some of these versions
-call are marked.
+vLLM asks the `supports_*` methods before it loads a model and refuses with the reason; `impl` refuses, at the same
+time, what they have no question for. The interface is the one of vLLM 0.26 to 0.33: methods that only some of these
+versions call are marked.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class LiteAttentionBackend(AttentionBackend):
     def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
         return [MultipleOf(1 if current_platform.is_cpu() else HOPPER_PAGE_SIZE)]
 
-    # The KV cache: (num_blocks, num_kv_heads, block_size, 2 * head_size), K then V. Strides are read from the tensor, so
-    # that the memory may be laid out as vLLM or a KV connector likes: from 0.29 on `supported_kv_cache_layouts` says that
-    # by its default.
+    # The KV cache: (num_blocks, num_kv_heads, block_size, 2 * head_size), K then V. Strides are read from the tensor,
+    # so that the memory may be laid out as vLLM or a KV connector likes: from 0.29 on `supported_kv_cache_layouts` says
+    # that by its default.
 
     @staticmethod
     def get_kv_cache_shape(  # 0.26 - 0.28

@@ -1,7 +1,7 @@
 """Lets vLLM's CPU platform serve with LITE_ATTENTION.
 
-`CpuPlatform.get_attn_backend_cls` answers CPU_ATTN whatever was chosen. The wrapper answers for LITE_ATTENTION alone, with
-the checks and the error that the CUDA platform has for a chosen backend, and leaves every other question to vLLM.
+`CpuPlatform.get_attn_backend_cls` answers CPU_ATTN whatever was chosen. The wrapper answers for LITE_ATTENTION alone,
+with the checks and the error that the CUDA platform has for a chosen backend, and leaves every other question to vLLM.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
-    """vLLM makes one for each layer when it builds the model. What it refuses, it refuses before any request is taken."""
+    """vLLM makes one for each layer when it builds the model, so that what it refuses is refused at start."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         self._write = _write_by_index if on_cpu else _write_by_kernel
 
     def _keys_and_values(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views (num_blocks, block_size, num_kv_heads, head_size) of the two halves of a cache that `backend` describes."""
+        """Views (num_blocks, block_size, num_kv_heads, head_size) of the two halves of vLLM's cache."""
         key_cache, value_cache = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
         return key_cache, value_cache
 

@@ -28,7 +28,7 @@ logger = init_logger(f"vllm.{__name__}")  # below "vllm", whose handlers and lev
 
 @dataclass
 class LiteAttentionMetadata(AttentionMetadata):
-    """One step's batch, its rows in the order of this step. Tensors are int32 and views of vLLM's persistent buffers."""
+    """One step's batch, its rows in the order of this step. Tensors are int32 views of vLLM's persistent buffers."""
 
     num_actual_tokens: int  # without the padding of query, key, value and output
     max_query_len: int

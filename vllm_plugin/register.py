@@ -1,9 +1,9 @@
 """vLLM's entry points: what each of its processes runs at start, whether LITE_ATTENTION is chosen or not.
 
-`platform_plugin` runs when vLLM first asks which device it is on. That is before any configuration is parsed, so it is there
-that the name enters `AttentionBackendEnum`. `general_plugin` runs later, once vLLM's own modules are there to be hooked
-into. Both may run any number of times. This module imports nothing but the standard library, and its functions only what
-vLLM has loaded by then: start-up costs next to nothing where another backend serves.
+`platform_plugin` runs when vLLM first asks which device it is on. That is before any configuration is parsed, so it is
+there that the name enters `AttentionBackendEnum`. `general_plugin` runs later, once vLLM's own modules are there to be
+hooked into. Both may run any number of times. This module imports nothing but the standard library, and its functions
+only what vLLM has loaded by then: start-up costs next to nothing where another backend serves.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ CLASS_PATH = "vllm_plugin.backend.LiteAttentionBackend"
 def backend_member() -> AttentionBackendEnum:
     """The member LITE_ATTENTION of vLLM's `AttentionBackendEnum`, added on the first call.
 
-    An enum takes no new members by its public interface, and vLLM's own `register_backend` knows new names only from 0.32
-    on. The member also pickles as a call of this function: a process that was spawned unpickles vLLM's configuration
-    before it loads any general plugin, and a lookup by name or value could come too early there.
+    An enum takes no new members by its public interface, and vLLM's own `register_backend` knows new names only from
+    0.32 on. The member also pickles as a call of this function: a process that was spawned unpickles vLLM's
+    configuration before it loads any general plugin, and a lookup by name or value could come too early there.
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 

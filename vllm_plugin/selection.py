@@ -1,4 +1,4 @@
-"""VLLM_ATTENTION_BACKEND=LITE_ATTENTION, a variable that vLLM itself has not read since 0.15; and who chose, in the log.
+"""VLLM_ATTENTION_BACKEND=LITE_ATTENTION, which vLLM has not read since 0.15; and the log line that says who chose.
 
 What the command line or `LLM(...)` asks for wins over the variable. Values that name other backends are left to vLLM.
 """
