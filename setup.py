@@ -1,8 +1,8 @@
 """Builds the wheel; with nvcc, also the Hopper kernels of csrc/ as lite_attention/_C.abi3.so.
 
 The extension is a library of torch ops on PyTorch's stable ABI, not a Python module. Nothing of Python or of libtorch's
-C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on. It builds with a CPU-only torch and no GPU.
-ninja compiles each source to an object in build/kernels, which stays for the next build.
+C++ ABI is compiled in: one cp310-abi3 wheel serves every torch from 2.10 on, and a CPU-only torch and no GPU will do
+for the build. ninja compiles each source to an object in build/kernels, which stays for the next build.
 
 Environment: CUDA_HOME (where nvcc is; else PATH), MAX_JOBS (compilations at once), NVCC_THREADS (nvcc --threads),
 LITE_ATTENTION_SKIP_CUDA_BUILD=1 (no kernels even where nvcc is found).
@@ -23,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cu"))
+BUILD = "build/kernels"
 STUB = "csrc/libtorch_cuda_stub.c"
 OLDEST_CUDA = (12, 8)
 GIB_PER_JOB = 3  # peak of one nvcc on a CUTLASS kernel
@@ -92,37 +93,33 @@ def max_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), int(free_gib() / GIB_PER_JOB)))
 
 
-def ninja_file(nvcc: str, sources: list[str], build: Path) -> str:
+def ninja_file(nvcc: str, sources: list[str]) -> str:
     """The text of build.ninja, to be run at the root of the repository."""
     torch, cutlass = package_dir("torch"), package_dir("cutlass_library") / "source" / "include"
     threads = max(1, int(os.environ.get("NVCC_THREADS") or 1))
-    flags = f"{NVCC_FLAGS} --threads {threads} -Icsrc -isystem {torch / 'include'} -isystem {cutlass}"
-    stub, objects = build / "libtorch_cuda.so", {source: build / f"{source}.o" for source in sources}
-    return "\n".join(
-        [
-            *(f"{name} = {value}" for name, value in (("builddir", build), ("nvcc", nvcc), ("flags", flags))),
-            f"ldflags = -L{build} -L{torch / 'lib'} {LINK_FLAGS}",
-            NINJA_RULES,
-            *(f"build {target}: compile {source}" for source, target in objects.items()),
-            f"build {stub}: stub {STUB}",
-            f"build {build / '_C.abi3.so'}: link {' '.join(map(str, objects.values()))} | {stub}",
-            "",
-        ]
-    )
+    objects = {source: f"{BUILD}/{source}.o" for source in sources}
+    return f"""\
+builddir = {BUILD}
+nvcc = {nvcc}
+flags = {NVCC_FLAGS} --threads {threads} -Icsrc -isystem {torch}/include -isystem {cutlass}
+ldflags = -L{BUILD} -L{torch}/lib {LINK_FLAGS}
+{NINJA_RULES}
+build {BUILD}/libtorch_cuda.so: stub {STUB}
+build {BUILD}/_C.abi3.so: link {" ".join(objects.values())} | {BUILD}/libtorch_cuda.so
+""" + "".join(f"build {target}: compile {source}\n" for source, target in objects.items())
 
 
 class BuildKernels(build_ext):
     """Hands the compilation to ninja and puts its result where setuptools expects the extension."""
 
     def build_extension(self, ext: Extension) -> None:
-        build = ROOT / "build" / "kernels"
-        build.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(ninja_file(find_nvcc(), ext.sources, build))
-        ninja = [sys.executable, "-m", "ninja", "-f", str(build / "build.ninja"), "-j", str(max_jobs())]
+        (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+        (ROOT / BUILD / "build.ninja").write_text(ninja_file(find_nvcc(), ext.sources))
+        ninja = [sys.executable, "-m", "ninja", "-f", f"{BUILD}/build.ninja", "-j", str(max_jobs())]
         if subprocess.run(ninja, cwd=ROOT).returncode:
             raise SystemExit("The kernels did not compile: see above.")
         self.mkpath(str(Path(self.get_ext_fullpath(ext.name)).parent))
-        self.copy_file(str(build / "_C.abi3.so"), self.get_ext_fullpath(ext.name))
+        self.copy_file(str(ROOT / BUILD / "_C.abi3.so"), self.get_ext_fullpath(ext.name))
 
 
 def main() -> None:
