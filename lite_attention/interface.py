@@ -88,7 +88,7 @@ def flash_attn_func(
         sinks=sinks,
         out=out,
     )
-    ops.launch(problem, backend)
+    ops.launch(problem, ops.choose(problem, backend))
     return _result(problem, return_softmax_lse)
 
 
@@ -164,7 +164,7 @@ def flash_attn_varlen_func(
         sinks=sinks,
         out=out,
     )
-    ops.launch(problem, backend)
+    ops.launch(problem, ops.choose(problem, backend))
     return _result(problem, return_softmax_lse)
 
 
@@ -255,6 +255,7 @@ def flash_attn_with_kvcache(
         raise wrong(
             "cache_seqlens", f"{cache_seqlens} and {appended} new keys", f"at most {problem.max_seqlen_k} in all"
         )
+    backend = ops.choose(problem, backend)  # which may refuse, so before the caches change
     if k is not None:
         _append(problem, k, v)
     ops.launch(problem, backend)

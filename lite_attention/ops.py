@@ -21,6 +21,14 @@ SCHEMA = (
     "int max_seqlen_q, int max_seqlen_k, float softmax_scale, int window_left, int window_right, "
     "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None) -> ()"
 )
+METADATA_SCHEMA = (
+    "(Tensor(a!) metadata, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, int batch, int total_q, "
+    "int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int head_dim, "
+    "int window_left, int window_right) -> ()"
+)
+METADATA_SIZE_SCHEMA = (
+    "(int batch, int total_q, int max_seqlen_q, int num_heads, int num_heads_k, int head_dim, int device) -> int"
+)
 BACKENDS = ("hopper", "cpu", "reference")
 EXTENSION = Path(__file__).with_name("_C.abi3.so")
 
@@ -38,7 +46,7 @@ def _fwd_reference(*args: object) -> None:
 
 
 def _fwd_fake(*args: object) -> None:
-    """What tracing sees: out and lse change, nothing is returned."""
+    """What tracing sees: tensors that the schema names change, nothing is returned."""
 
 
 def _load_extension() -> str | None:
@@ -62,12 +70,16 @@ for _name, _key, _implementation in (
     torch.library.impl(_name, _key)(_implementation)
     torch.library.register_fake(_name)(_fwd_fake)
 
+torch.library.define("lite_attention::get_scheduler_metadata", METADATA_SCHEMA)
+torch.library.register_fake("lite_attention::get_scheduler_metadata")(_fwd_fake)
+torch.library.define("lite_attention::scheduler_metadata_size", METADATA_SIZE_SCHEMA)
+
 EXTENSION_MISSING = _load_extension()
 """Why the compiled kernels can't be used; None where they are loaded."""
 
 
-def launch(problem: Problem, backend: str | None) -> None:
-    """Computes `problem` with the backend named, or else with the one of its device. It never tries a second one."""
+def choose(problem: Problem, backend: str | None) -> str:
+    """The backend named, or else the one for the device; raises where it can't compute `problem`."""
     if backend is not None and backend not in BACKENDS:
         raise wrong("backend", repr(backend), f"None or one of {', '.join(map(repr, BACKENDS))}")
     device = problem.q.device
@@ -80,6 +92,11 @@ def launch(problem: Problem, backend: str | None) -> None:
     if backend == "hopper":
         _check_hopper(device)
         hopper.check_supported(problem)
+    return backend
+
+
+def launch(problem: Problem, backend: str) -> None:
+    """Computes `problem` into its `out` and `lse` with the backend that `choose` gave."""
     op = torch.ops.lite_attention.fwd_reference if backend == "reference" else torch.ops.lite_attention.fwd
     op(
         problem.q,

@@ -110,10 +110,16 @@ class Problem:
         """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered."""
         return self._keys_of(self.k, sequence), self._keys_of(self.v, sequence)
 
+    def slopes(self, sequence: Sequence) -> Tensor | None:
+        """ALiBi slopes (heads,) of one sequence."""
+        if self.alibi_slopes is None or self.alibi_slopes.dim() == 1:
+            return self.alibi_slopes
+        return self.alibi_slopes[sequence.index]
+
     def _keys_of(self, x: Tensor, sequence: Sequence) -> Tensor:
         if self.block_table is not None:
             pages = self.block_table[sequence.index, : -(-sequence.k_len // x.shape[1])]
-            return x[pages.long()].flatten(0, 1)[: sequence.k_len]
+            return x.index_select(0, pages).flatten(0, 1)[: sequence.k_len]
         if self.packed:
             return x[sequence.k_start : sequence.k_start + sequence.k_len]
         return x[sequence.index, : sequence.k_len]

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from lite_attention.checks import Problem
+from lite_attention.problem import Problem, Sequence
 
 SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time, 256 MiB: long sequences go in blocks of query rows
 
@@ -19,22 +19,26 @@ SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time, 256 MiB: long sequenc
 def run(problem: Problem) -> None:
     """Computes `problem` into its `out` and `lse`. Reads lengths back to the host, so on a GPU it synchronises."""
     for sequence in problem.sequences():
-        q, out, lse = problem.rows(sequence)
-        k, v = problem.keys(sequence)
-        slopes = problem.alibi_slopes
-        result, result_lse = attend(
-            q,
-            k,
-            v,
-            softmax_scale=problem.softmax_scale,
-            window_left=problem.window_left,
-            window_right=problem.window_right,
-            softcap=problem.softcap,
-            alibi_slopes=slopes[sequence.index] if slopes is not None and slopes.dim() == 2 else slopes,
-            sinks=problem.sinks,
-        )
-        out.copy_(result)
-        lse.copy_(result_lse)
+        run_sequence(problem, sequence)
+
+
+def run_sequence(problem: Problem, sequence: Sequence) -> None:
+    """Computes one sequence of `problem`."""
+    q, out, lse = problem.rows(sequence)
+    k, v = problem.keys(sequence)
+    result, result_lse = attend(
+        q,
+        k,
+        v,
+        softmax_scale=problem.softmax_scale,
+        window_left=problem.window_left,
+        window_right=problem.window_right,
+        softcap=problem.softcap,
+        alibi_slopes=problem.slopes(sequence),
+        sinks=problem.sinks,
+    )
+    out.copy_(result)
+    lse.copy_(result_lse)
 
 
 def attend(
