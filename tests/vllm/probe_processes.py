@@ -1,4 +1,4 @@
-"""Hands a configuration with LITE_ATTENTION to child processes and reports which backend class each of them would build.
+"""Hands a configuration with LITE_ATTENTION to child processes and reports which backend class each of them builds.
 
 Input: {"model"}. Output: the class by start method, and by a child in which vLLM loads no platform plugin.
 """
@@ -18,7 +18,7 @@ print(config.backend.name, config.backend.get_path())
 """
 
 
-def chosen_class(config) -> str:  # noqa: ANN001 (VllmConfig, which must not be imported before the plugins can be)
+def chosen_class(config) -> str:
     """What a worker does before it builds a model."""
     import torch
     from vllm.config import set_current_vllm_config
@@ -31,7 +31,7 @@ def chosen_class(config) -> str:  # noqa: ANN001 (VllmConfig, which must not be 
     return f"{backend.__module__}.{backend.__qualname__}"
 
 
-def in_child(method: str, config) -> str:  # noqa: ANN001
+def in_child(method: str, config) -> str:
     with multiprocessing.get_context(method).Pool(1) as pool:
         return pool.apply(chosen_class, (config,))
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     model = json.load(sys.stdin)["model"]
     config = EngineArgs(model=model, attention_backend="LITE_ATTENTION", enforce_eager=True).create_engine_config()
     found = {method: in_child(method, config) for method in ("fork", "spawn")}
-    # From 0.28 on VLLM_TARGET_DEVICE=cpu skips the platform plugins; without any plugin it is the same for all versions.
+    # From 0.28 on VLLM_TARGET_DEVICE=cpu skips the platform plugins; with no plugins it is the same in all versions.
     bare = subprocess.run(
         [sys.executable, "-c", UNPICKLE],
         input=base64.b64encode(pickle.dumps(config.attention_config)).decode(),

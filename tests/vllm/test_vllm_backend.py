@@ -1,0 +1,381 @@
+"""The backend against the interface of the vLLM at hand: what it declares, refuses, writes and computes."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+NAME = "LITE_ATTENTION"
+HEADS, KV_HEADS, HEAD_SIZE, PAGE = 4, 2, 32, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins():
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+
+
+@pytest.fixture
+def backend():
+    from vllm_plugin.backend import LiteAttentionBackend
+
+    return LiteAttentionBackend
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Makes the backend believe that vLLM runs on a Hopper GPU. Nothing is computed there."""
+    from vllm_plugin import backend, impl
+
+    platform = SimpleNamespace(is_cpu=lambda: False, is_cuda=lambda: True)
+    monkeypatch.setattr(backend, "current_platform", platform)
+    monkeypatch.setattr(impl, "current_platform", platform)
+
+
+def overridden():
+    from vllm.v1.attention import backend as base
+
+    from vllm_plugin.backend import LiteAttentionBackend
+    from vllm_plugin.impl import LiteAttentionImpl
+    from vllm_plugin.metadata import LiteAttentionMetadataBuilder
+
+    pairs = (
+        (LiteAttentionBackend, base.AttentionBackend),
+        (LiteAttentionImpl, base.AttentionImpl),
+        (LiteAttentionMetadataBuilder, base.AttentionMetadataBuilder),
+    )
+    for ours, theirs in pairs:
+        assert not ours.__abstractmethods__
+        for name in vars(ours):
+            method = getattr(theirs, name, None)
+            if inspect.isfunction(method) or inspect.ismethod(method):
+                yield getattr(ours, name), method
+
+
+def test_methods_take_all_that_this_vllm_passes():
+    compared = []
+    for ours, theirs in overridden():
+        have, want = inspect.signature(ours).parameters, inspect.signature(theirs).parameters
+        kinds = {parameter.kind for parameter in have.values()}
+        takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+        assert takes_any or set(want) <= {*have, "args", "kwargs"}, f"{ours.__qualname__} lacks {set(want) - set(have)}"
+        named = [name for name, parameter in have.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        assert named[: len(want)] == list(want)[: len(named)], f"{ours.__qualname__} has another order"
+        compared.append(ours.__name__)
+    assert {"supports_head_size", "supports_combination", "forward", "build", "__init__"} <= set(compared)
+
+
+def test_kv_cache_strides_are_those_of_flash_attn(backend):
+    if not hasattr(backend.__mro__[1], "get_kv_cache_stride_order"):
+        pytest.skip("from vLLM 0.29 on a layout is chosen among supported_kv_cache_layouts")
+    from vllm.v1.attention.backends import utils
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+
+    assert backend.get_kv_cache_shape(7, 16, 3, 64) == FlashAttentionBackend.get_kv_cache_shape(7, 16, 3, 64)
+    try:
+        for layout in ("NHD", "HND"):
+            utils.set_kv_cache_layout(layout)
+            assert backend.indexes_kv_by_block_stride()
+            for with_layers in (False, True):
+                order = backend.get_kv_cache_stride_order(with_layers)
+                assert order == FlashAttentionBackend.get_kv_cache_stride_order(with_layers)
+    finally:
+        utils.set_kv_cache_layout(None)
+
+
+# What is declared
+
+
+def configuration(**changes):
+    values = {
+        "head_size": 128,
+        "dtype": torch.bfloat16,
+        "kv_cache_dtype": "auto",
+        "block_size": None,
+        "use_mla": False,
+        "has_sink": False,
+        "use_sparse": False,
+        "use_mm_prefix": False,
+        "use_per_head_quant_scales": False,
+        "attn_type": "decoder",
+    }
+    return values | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"head_size": 64},
+        {"dtype": torch.float16},
+        {"kv_cache_dtype": "bfloat16"},
+        {"block_size": 16},
+        {"block_size": 48},
+        {"has_sliding_window": True},
+        {"use_non_causal": True},
+    ],
+)
+def test_supported_on_hopper(backend, hopper, changes):
+    from vllm.platforms.interface import DeviceCapability
+
+    assert backend.validate_configuration(device_capability=DeviceCapability(9, 0), **configuration(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"head_size": 80}, "head_size not supported"),
+        ({"head_size": 256}, "head_size not supported"),
+        ({"dtype": torch.float32}, "dtype not supported"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
+        (
+            {"kv_cache_dtype": "float16"},
+            "kv_cache_dtype float16 not supported with torch.bfloat16: both must be the same",
+        ),
+        ({"block_size": 8}, "block_size not supported"),
+        ({"block_size": 24}, "block_size not supported"),
+        ({"use_mla": True}, "MLA not supported"),
+        ({"has_sink": True}, "attention sinks not supported"),
+        ({"use_sparse": True}, "sparse not supported"),
+        ({"attn_type": "encoder_only"}, "attention type encoder_only not supported"),
+        ({"attn_type": "encoder_decoder"}, "attention type encoder_decoder not supported"),
+        ({"use_batch_invariant": True}, "batch invariance not supported"),
+    ],
+)
+def test_refused_on_hopper_with_the_reason(backend, hopper, changes, reason):
+    from vllm.platforms.interface import DeviceCapability
+
+    found = backend.validate_configuration(device_capability=DeviceCapability(9, 0), **configuration(**changes))
+    assert found == [reason]
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_refused_on_other_gpus(backend, hopper, capability):
+    from vllm.platforms.interface import DeviceCapability
+
+    found = backend.validate_configuration(device_capability=DeviceCapability(*capability), **configuration())
+    assert found == ["compute capability not supported"]
+
+
+def select(**changes):
+    """What the CPU platform answers where LITE_ATTENTION, or another backend, is chosen."""
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    chosen = changes.pop("chosen", NAME)
+    member = None if chosen is None else AttentionBackendEnum[chosen]
+    return current_platform.get_attn_backend_cls(member, AttentionSelectorConfig(**configuration(**changes)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": torch.float32}, {"head_size": 80}, {"has_sink": True}])
+def test_the_cpu_platform_serves_with_it_where_chosen(changes):
+    assert select(**changes) == "vllm_plugin.backend.LiteAttentionBackend"
+
+
+@pytest.mark.parametrize("chosen", [None, "CPU_ATTN", "FLASH_ATTN"])
+def test_the_cpu_platform_serves_as_before_where_not(chosen):
+    assert select(chosen=chosen).endswith("CPUAttentionBackend")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
+        ({"use_mla": True}, "MLA not supported"),
+        ({"attn_type": "encoder_only"}, "attention type encoder_only not supported"),
+    ],
+)
+def test_the_cpu_platform_refuses_with_the_reason(changes, reason):
+    with pytest.raises(ValueError, match=f"{NAME} is not valid for this configuration.*{reason}"):
+        select(**changes)
+
+
+# What vLLM does not ask about, a layer refuses when it is made
+
+
+def layer_impl(**changes):
+    from vllm_plugin.impl import LiteAttentionImpl
+
+    values = {"num_heads": HEADS, "head_size": HEAD_SIZE, "scale": HEAD_SIZE**-0.5, "num_kv_heads": KV_HEADS}
+    return LiteAttentionImpl(**values | changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"alibi_slopes": [0.5] * HEADS}, {"logits_soft_cap": 30.0}, {"sinks": torch.zeros(HEADS)}]
+)
+def test_layers_that_hopper_lacks_are_refused(hopper, changes):
+    (argument,) = changes
+    with pytest.raises(
+        NotImplementedError, match=f"{NAME} does not support this model: its attention needs {argument}="
+    ):
+        layer_impl(**changes)
+
+
+def test_a_soft_cap_of_zero_is_none(hopper):
+    assert layer_impl(logits_soft_cap=0.0).softcap == 0.0
+
+
+@pytest.mark.parametrize("changes", [{"chunk_lookback": 4}, {"attn_type": "encoder"}])
+def test_layers_of_unknown_kinds_are_refused(changes):
+    with pytest.raises(NotImplementedError, match=next(iter(changes))):
+        layer_impl(**changes)
+
+
+# What a layer writes and computes, on the CPU
+
+
+def empty_cache(blocks: int, by_token: bool) -> torch.Tensor:
+    """vLLM's view (blocks, kv_heads, page, 2 * head_size), in memory by token or by head, all NaN."""
+    order = (0, 2, 1, 3)
+    shape = (blocks, KV_HEADS, PAGE, 2 * HEAD_SIZE)
+    if by_token:
+        return torch.full([shape[i] for i in order], torch.nan).permute(order)
+    return torch.full(shape, torch.nan)
+
+
+@pytest.mark.parametrize("by_token", [True, False])
+def test_keys_and_values_land_in_their_slots_and_padding_nowhere(by_token):
+    torch.manual_seed(0)
+    cache = empty_cache(4, by_token)
+    slots = torch.tensor([33, -1, 17, 16, -1])
+    key, value = torch.randn(2, 7, KV_HEADS, HEAD_SIZE).unbind()  # longer than slots: vLLM pads tokens, not slots
+    layer_impl().do_kv_cache_update(None, key, value, cache, slots)
+    expected = empty_cache(4, by_token)
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            expected[slot // PAGE, :, slot % PAGE, :HEAD_SIZE] = key[token]
+            expected[slot // PAGE, :, slot % PAGE, HEAD_SIZE:] = value[token]
+    torch.testing.assert_close(cache, expected, equal_nan=True, rtol=0, atol=0)
+
+
+def batch(causal: bool = True):
+    """Three requests of 1, 5 and 20 new tokens, whose pages are shuffled and whose unused page numbers are huge."""
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    query_lens, seq_lens = [1, 5, 20], [33, 21, 20]
+    pages = torch.tensor([[7, 2, 5], [1, 8, 1 << 30], [3, 6, 1 << 30]], dtype=torch.int32)
+    starts = torch.tensor([0, 1, 6, 26], dtype=torch.int32)
+    positions = [torch.arange(s - q, s) for q, s in zip(query_lens, seq_lens, strict=True)]
+    slots = [pages[i, p // PAGE] * PAGE + p % PAGE for i, p in enumerate(positions)]
+    return CommonAttentionMetadata(
+        query_start_loc=starts,
+        query_start_loc_cpu=starts,
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
+        num_reqs=3,
+        num_actual_tokens=26,
+        max_query_len=20,
+        max_seq_len=33,
+        block_table_tensor=pages,
+        slot_mapping=torch.cat(slots).long(),
+        causal=causal,
+    )
+
+
+@pytest.fixture
+def builder():
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from vllm_plugin.metadata import LiteAttentionMetadataBuilder
+
+    spec = FullAttentionSpec(block_size=PAGE, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.float32)
+    return LiteAttentionMetadataBuilder(spec, ["layers.0.attn"], SimpleNamespace(), torch.device("cpu"))
+
+
+def expected_output(query, keys, values, common, *, window=None, softcap=0.0, slopes=None, sinks=None):
+    """Attention of each request in float64, written out from the definition."""
+    output = []
+    for i, length in enumerate(common.seq_lens.tolist()):
+        q = query[common.query_start_loc[i] : common.query_start_loc[i + 1]].double()
+        k, v = (x[i][:length].double().repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * HEAD_SIZE**-0.5
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(length) - torch.arange(length - len(q), length)[:, None]
+        if slopes is not None:
+            scores -= slopes.double()[:, None, None] * distance.abs()
+        visible = distance <= 0 if common.causal else torch.ones_like(distance, dtype=torch.bool)
+        if window is not None:
+            visible &= (distance > -window) & (distance < window)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, len(q), 1)], dim=-1)
+        weights = scores.softmax(dim=-1)[..., :length]
+        output.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(output).float()
+
+
+@pytest.mark.parametrize("by_token", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "causal"),
+    [
+        ({}, True),
+        ({}, False),
+        ({"window": 6}, True),
+        ({"window": 6}, False),
+        ({"softcap": 2.0}, True),
+        ({"slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}, True),
+        ({"sinks": torch.tensor([1.0, -1.0, 3.0, 0.0])}, True),
+    ],
+)
+def test_a_step_is_computed(builder, layer, causal, by_token):
+    torch.manual_seed(0)
+    common = batch(causal)
+    names = {"window": "sliding_window", "softcap": "logits_soft_cap", "slopes": "alibi_slopes", "sinks": "sinks"}
+    impl = layer_impl(**{names[key]: value.tolist() if key == "slopes" else value for key, value in layer.items()})
+    keys, values = torch.randn(2, 3, 33, KV_HEADS, HEAD_SIZE).unbind()
+    query = torch.randn(30, HEADS, HEAD_SIZE)
+    cache = empty_cache(9, by_token)
+    new_keys, new_values = torch.full((2, 30, KV_HEADS, HEAD_SIZE), torch.nan).unbind()
+    for i, length in enumerate(common.seq_lens.tolist()):
+        first, last = common.query_start_loc[i : i + 2].tolist()
+        context = length - (last - first)
+        for position in range(context):
+            page, offset = common.block_table_tensor[i, position // PAGE], position % PAGE
+            cache[page, :, offset, :HEAD_SIZE], cache[page, :, offset, HEAD_SIZE:] = (
+                keys[i, position],
+                values[i, position],
+            )
+        new_keys[first:last], new_values[first:last] = keys[i, context:length], values[i, context:length]
+    metadata = builder.build(0, common)
+    output = torch.full_like(query, 7.0)
+
+    impl.do_kv_cache_update(None, new_keys, new_values, cache, metadata.slot_mapping)
+    impl.forward(None, query, new_keys, new_values, cache, metadata, output)
+
+    torch.testing.assert_close(output[:26], expected_output(query, keys, values, common, **layer))
+    assert (output[26:] == 7.0).all()
+
+
+def test_the_profiling_run_gives_zeros():
+    query = torch.randn(3, HEADS, HEAD_SIZE)
+    output = torch.full_like(query, torch.nan)
+    layer_impl().forward(None, query, query, query, torch.empty(0), None, output)
+    assert (output == 0).all()
+
+
+def test_quantised_output_is_refused():
+    query = torch.randn(3, HEADS, HEAD_SIZE)
+    with pytest.raises(NotImplementedError, match="output_scale"):
+        layer_impl().forward(None, query, query, query, torch.empty(0), None, query, output_scale=torch.ones(1))
+
+
+def test_a_causal_mask_of_each_request_is_refused(builder):
+    common = batch()
+    common.causal = torch.tensor([True, False, True])
+    with pytest.raises(NotImplementedError, match="causal must be True or False"):
+        builder.build(0, common)
+
+
+def test_another_group_gets_its_own_pages(builder):
+    metadata = builder.build(0, batch())
+    pages, slots = torch.ones(3, 4, dtype=torch.int32), torch.arange(26)
+    other = builder.update_block_table(metadata, pages, slots)
+    assert other.block_table is pages
+    assert other.slot_mapping is slots
+    assert other.seq_lens is metadata.seq_lens
+    assert metadata.block_table is not pages
