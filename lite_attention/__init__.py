@@ -1,7 +1,15 @@
 """LiteAttention: attention for serving and diffusion on NVIDIA Hopper."""
 
 from lite_attention.interface import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from lite_attention.scheduler import get_scheduler_metadata, scheduler_metadata_size
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
+__all__ = [
+    "__version__",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
+    "get_scheduler_metadata",
+    "scheduler_metadata_size",
+]

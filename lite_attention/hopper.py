@@ -1,10 +1,56 @@
-"""What the Hopper kernel supports, and its launch."""
+"""What the Hopper kernels support. `csrc/ops.cu` launches them; it repeats only the checks that keep memory safe."""
 
 from __future__ import annotations
 
-from lite_attention.checks import Problem
+import torch
+from torch import Tensor
+
+from lite_attention.checks import wrong
+from lite_attention.problem import Problem
+
+HEAD_DIMS = (64, 128)
+DTYPES = (torch.bfloat16, torch.float16)
+PAGE_MULTIPLE = 16  # tokens: eight rows are one swizzle atom, and a KV tile must hold whole boxes
+STRIDE_MULTIPLE = 8  # elements: 16 bytes, the grain of TMA
 
 
 def check_supported(problem: Problem) -> None:
-    """Raises NotImplementedError where the kernel can't compute `problem`."""
-    raise NotImplementedError("LiteAttention has no Hopper kernel yet; backend='reference' computes the call, slowly.")
+    """Raises NotImplementedError where no kernel computes `problem`, ValueError where its memory can't be read by TMA.
+
+    It reads metadata alone: nothing waits for the GPU.
+    """
+    p = problem
+    if p.q.dtype not in DTYPES:
+        raise _unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
+    if p.head_dim not in HEAD_DIMS:
+        raise _unsupported("q", f"head_dim {p.head_dim}", "head_dim 64 and 128")
+    if p.softcap != 0.0:
+        raise _unsupported("softcap", p.softcap, "softcap=0.0, which is none")
+    if p.alibi_slopes is not None:
+        raise _unsupported("alibi_slopes", "a tensor", "alibi_slopes=None")
+    if p.sinks is not None:
+        raise _unsupported("sinks", "a tensor", "sinks=None")
+    if p.paged and p.page_size % PAGE_MULTIPLE != 0:
+        raise _unsupported("block_table", f"pages of {p.page_size} tokens", f"multiples of {PAGE_MULTIPLE}")
+    for name, x in (("q", p.q), ("k", p.k), ("v", p.v), ("out", p.out)):
+        _check_memory(name, x)
+    for name, x in (("cu_seqlens_q", p.cu_seqlens_q), ("cu_seqlens_k", p.cu_seqlens_k), ("seqused_k", p.seqused_k)):
+        if x is not None and x.stride(0) != 1:
+            raise wrong(name, f"stride {x.stride(0)}", "a contiguous tensor")
+    if p.paged and p.block_table.shape[1] > 1 and p.block_table.stride(1) != 1:
+        raise wrong("block_table", f"strides {tuple(p.block_table.stride())}", "contiguous rows")
+
+
+def _check_memory(name: str, x: Tensor) -> None:
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size > 1 and (stride <= 0 or stride % STRIDE_MULTIPLE != 0):
+            needs = f"strides that are positive multiples of {STRIDE_MULTIPLE} elements"
+            raise wrong(name, f"strides {tuple(x.stride())}", f"{needs} on a Hopper GPU")
+    if not torch.compiler.is_compiling() and type(x) is Tensor and x.data_ptr() % 16 != 0:
+        raise wrong(name, f"memory at an address of {x.data_ptr() % 16} modulo 16", "16-byte alignment on a Hopper GPU")
+
+
+def _unsupported(name: str, given: object, works: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{name}: got {given}; the Hopper kernels have {works}. backend='reference' computes the call, slowly."
+    )

@@ -1,0 +1,63 @@
+// Everything a launch of the forward kernel needs, by value: host code fills it, device code reads it from constant memory.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace lite_attention {
+
+// How a tensor is walked, in elements. The head dimension is always contiguous.
+struct Strides {
+  int64_t batch = 0;  // zero for packed variable-length tensors
+  int64_t token = 0;
+  int64_t head = 0;
+};
+
+// Which queries and keys belong to which sequence. Exactly one of the three key layouts is in use:
+// (batch, seqlen, ...), packed by cu_seqlens_k, or pages named by block_table.
+struct Lengths {
+  int batch = 0;
+  int seqlen_q = 0;                   // of every sequence, where cu_seqlens_q is null
+  int seqlen_k = 0;                   // of every sequence, where neither cu_seqlens_k nor seqused_k is given
+  const int* cu_seqlens_q = nullptr;  // (batch + 1)
+  const int* cu_seqlens_k = nullptr;  // (batch + 1)
+  const int* seqused_k = nullptr;     // (batch), the keys of each sequence that exist; wins over cu_seqlens_k
+  int window_left = -1;               // keys a query sees to its left and right on the diagonal that is
+  int window_right = -1;              // aligned to the bottom right; -1 is unbounded, causal is right = 0
+};
+
+// How the rows of an M tile map to (query token, query head): `pack` heads of one KV head side by side for each token.
+struct Packing {
+  int pack = 1;
+  int tokens_per_tile = 0;  // kBlockM / pack; rows past tokens_per_tile * pack are idle
+  int head_tiles = 0;       // num_heads / pack
+  int heads_per_kv = 1;     // num_heads / num_heads_k
+};
+
+struct FwdParams {
+  CUtensorMap map_q, map_k, map_v;
+
+  Lengths lengths;
+  Packing packing;
+  int* plan = nullptr;  // the scheduler metadata: sm90/plan.cuh
+  int num_ctas = 0;
+
+  void* out = nullptr;
+  float* lse = nullptr;
+  Strides out_strides, lse_strides;
+
+  const int* block_table = nullptr;  // (batch, max_blocks); null where K and V are not paged
+  int64_t block_table_stride = 0;
+  int page_size = 0;
+  int page_rows = 0;  // rows of one TMA box: the common divisor of page_size and kBlockN
+
+  bool k_has_batch = false;  // K and V are (batch, seqlen, ...): the batch is a coordinate of its own
+
+  float softmax_scale = 1.f;
+
+  float* partial_out = nullptr;  // (2 * num_ctas, kBlockM, head_dim), normalised
+  float* partial_lse = nullptr;  // (2 * num_ctas, kBlockM)
+};
+
+}  // namespace lite_attention

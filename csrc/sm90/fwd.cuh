@@ -1,0 +1,58 @@
+// The forward kernel: one producer warpgroup and the consumers, persistent over the plan's work.
+#pragma once
+
+#include <cutlass/arch/reg_reconfig.h>
+
+#include "sm90/consumer.cuh"
+#include "sm90/launch.h"
+#include "sm90/producer.cuh"
+
+namespace lite_attention::sm90 {
+
+template <class Traits>
+__global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_constant__ FwdParams params) {
+  extern __shared__ uint8_t raw_smem[];
+  auto& smem = *reinterpret_cast<typename Traits::SharedStorage*>((reinterpret_cast<uintptr_t>(raw_smem) + 1023) / 1024 * 1024);
+
+  if (threadIdx.x == 0) {
+    const PlanHeader& plan = *Plan(params.plan).header;
+    if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack || plan.num_ctas != gridDim.x) {
+      // Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to run on would be
+      // silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of the kernel.
+      __trap();
+    }
+    for (const CUtensorMap* map : {&params.map_q, &params.map_k, &params.map_v}) {
+      prefetch_tma_descriptor(reinterpret_cast<const TmaDescriptor*>(map));
+    }
+    constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
+    smem.q_full.init(1);
+    smem.q_empty.init(kConsumerWarps);
+    for (int stage = 0; stage < Traits::kStages; ++stage) {
+      smem.k_full[stage].init(1);
+      smem.k_empty[stage].init(kConsumerWarps);
+      smem.v_full[stage].init(1);
+      smem.v_empty[stage].init(kConsumerWarps);
+    }
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+
+  if (cutlass::canonical_warp_group_idx() == 0) {
+    if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+    if (cutlass::canonical_warp_idx_sync() == 0) produce<Traits>(params, smem);
+  } else {
+    if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    consume<Traits>(params, smem);
+  }
+}
+
+template <class Traits>
+cudaError_t launch(const FwdParams& params, cudaStream_t stream) {
+  auto* kernel = &fwd_kernel<Traits>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSmemBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<params.num_ctas, Traits::kThreads, Traits::kSmemBytes, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace lite_attention::sm90

@@ -1,0 +1,57 @@
+// The plan of one step: which tiles of queries there are, how many KV tiles each visits, and how they are dealt to the thread blocks.
+//
+// It depends on lengths alone, so one plan serves every layer of a model. It is made on the device from device lengths: no host
+// synchronisation, and a CUDA graph replays it with whatever the lengths have become. The tensor that holds it says itself where its
+// parts are, so that a kernel captured with one batch size reads a plan made for another.
+#pragma once
+
+#include "params.h"
+#include "sm90/launch.h"
+
+namespace lite_attention::sm90 {
+
+// kWhole: work is many short items; a block takes item i, i + num_ctas, ... and an item is never split.
+// kStream: the KV tiles of all items, laid end to end, are cut into num_ctas equal runs; an item on a cut is computed in parts
+// by consecutive blocks ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
+enum class PlanMode : int { kWhole = 0, kStream = 1 };
+
+struct PlanHeader {
+  int64_t total;  // weight of all entries times head tiles
+  int64_t run;    // kStream: what one block takes of it
+  int num_entries;
+  PlanMode mode;
+  int block_m, block_n, pack, num_ctas;  // whom it was made for
+  int entries, prefix;                   // where these arrays begin, in words from the header
+};
+
+// The arrays of a plan. After the header come num_ctas arrival counters, zero between launches.
+struct Plan {
+  PlanHeader* header;
+  int* arrivals;  // (num_ctas) parts of a split item that are done, counted at the block where the item begins
+  int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles
+  int* prefix;    // (num_entries + 1) exclusive sums of the entries' weights
+
+  __device__ explicit Plan(int* words)
+      : header(reinterpret_cast<PlanHeader*>(words)),
+        arrivals(words + sizeof(PlanHeader) / 4),
+        entries(reinterpret_cast<int4*>(words + header->entries)),
+        prefix(words + header->prefix) {}
+};
+
+// Sizes that host code knows without reading a length.
+struct PlanBounds {
+  int batch, num_ctas;
+  int max_entries;
+
+  PlanBounds(int batch, int64_t total_q, int tokens_per_tile, int num_ctas)
+      : batch(batch), num_ctas(num_ctas), max_entries(int(total_q / tokens_per_tile) + batch) {}
+
+  __host__ __device__ int entries() const { return (int(sizeof(PlanHeader)) / 4 + num_ctas + 3) / 4 * 4; }
+  __host__ __device__ int prefix() const { return entries() + 4 * max_entries; }
+  __host__ __device__ int offsets() const { return prefix() + max_entries + 1; }  // (batch + 1) first entry of each sequence: the plan kernel's scratch
+  int64_t words() const { return int64_t{offsets()} + batch + 1; }
+};
+
+cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing, const Tile& tile, cudaStream_t stream);
+
+}  // namespace lite_attention::sm90

@@ -1,0 +1,82 @@
+"""The scheduler metadata: how one step's attention is dealt to the multiprocessors, made once and used by every layer.
+
+Without it each call of the Hopper kernels makes its own, which costs a small launch. What it holds is described in
+`csrc/sm90/plan.cuh`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lite_attention.checks import wrong
+
+
+def scheduler_metadata_size(
+    batch_size: int, total_q: int, max_seqlen_q: int, num_heads: int, num_heads_k: int, head_dim: int, device: int = 0
+) -> int:
+    """Elements that `get_scheduler_metadata` writes for these shapes; it grows with `batch_size` and `total_q`."""
+    return torch.ops.lite_attention.scheduler_metadata_size(
+        batch_size, total_q, max_seqlen_q, num_heads, num_heads_k, head_dim, device
+    )
+
+
+def get_scheduler_metadata(
+    batch_size: int,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    num_heads: int,
+    num_heads_k: int,
+    head_dim: int,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    total_q: int | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    device: torch.device | str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Plans a step on the GPU, from lengths that are there: nothing waits.
+
+    Pass the result as `scheduler_metadata` to calls with the same lengths, heads, head dim, mask and `max_seqlen_q`; which
+    layer's q, k and v they read does not matter. Calls that use one metadata tensor must run one after the other: it also
+    holds the counters by which the parts of a split row find each other.
+
+    Args:
+        batch_size: sequences in the batch.
+        max_seqlen_q: the longest query. It chooses the kernel (decode or prefill), so it must be that of the calls.
+        max_seqlen_k: the length of all keys where neither `cu_seqlens_k` nor `seqused_k` is given.
+        num_heads, num_heads_k, head_dim: of the layers.
+        cu_seqlens_q: (batch_size + 1,) int32 on the GPU; None where all queries are `max_seqlen_q` long.
+        total_q: rows of packed q, or more; needed with `cu_seqlens_q`.
+        cu_seqlens_k, seqused_k: (batch_size + 1,), (batch_size,) int32 on the GPU, as in the calls.
+        causal, window_size: as in the calls.
+        device: the GPU, where no tensor tells it.
+        out: int32 tensor to write to, of at least `scheduler_metadata_size` elements; for CUDA graphs, which read the
+            same memory at every replay.
+
+    Returns:
+        The metadata: int32, one dimension, `out` where given.
+
+    Raises:
+        ValueError: `total_q` is missing; `out` is too small or no int32 GPU tensor.
+    """
+    if cu_seqlens_q is not None and total_q is None:
+        raise wrong("total_q", None, "the number of rows of q, where cu_seqlens_q is given")
+    total_q = batch_size * max_seqlen_q if cu_seqlens_q is None else total_q
+    lengths = [x for x in (cu_seqlens_q, cu_seqlens_k, seqused_k, out) if x is not None]
+    place = lengths[0].device if lengths else torch.device(device or "cuda")
+    index = torch.cuda.current_device() if place.index is None else place.index
+    words = scheduler_metadata_size(batch_size, total_q, max_seqlen_q, num_heads, num_heads_k, head_dim, index)
+    if out is None:
+        out = torch.empty(words, dtype=torch.int32, device=place)
+    elif out.dtype != torch.int32 or not out.is_cuda or not out.is_contiguous() or out.numel() < words:
+        raise wrong("out", f"{out.dtype} of {out.numel()} on {out.device}", f"contiguous int32 of {words} on the GPU")
+    left, right = window_size
+    torch.ops.lite_attention.get_scheduler_metadata(
+        out, cu_seqlens_q, cu_seqlens_k, seqused_k, batch_size, total_q, max_seqlen_q, max_seqlen_k,
+        num_heads, num_heads_k, head_dim, -1 if left < 0 else left, 0 if causal else (-1 if right < 0 else right),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,160 @@
+"""The field's accuracy rule, and problems with hostile unused memory to hold it against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lite_attention import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+
+DEVICE = "cuda"
+HUGE_PAGE = 2**31 - 1
+
+
+@dataclass
+class Case:
+    """Arguments of one public call, and where the valid queries and keys of each sequence are."""
+
+    call: object
+    args: tuple
+    kwargs: dict
+    sequences: list = field(default_factory=list)  # (q (sq, h, d), k (sk, h_k, d), v) each, clean
+
+    def run(self, backend=None, **extra):
+        return self.call(*self.args, **self.kwargs, return_softmax_lse=True, backend=backend, **extra)
+
+
+def visible(sq, sk, causal, window):
+    """(sq, sk) bool: what each query sees, aligned to the bottom right."""
+    left, right = window
+    right = 0 if causal else right
+    distance = torch.arange(sk, device=DEVICE)[None] - (torch.arange(sq, device=DEVICE)[:, None] + sk - sq)
+    seen = torch.ones(sq, sk, dtype=torch.bool, device=DEVICE)
+    if left >= 0:
+        seen &= distance >= -left
+    if right >= 0:
+        seen &= distance <= right
+    return seen
+
+
+def plain_attention(q, k, v, scale, causal, window):
+    """The formula in the dtype of its inputs, rounded at each step: out (sq, h, d) and lse (h, sq)."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q * scale, k)
+    seen = visible(q.shape[0], k.shape[0], causal, window)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    lse = torch.logsumexp(scores.float(), -1)
+    probs = torch.softmax(scores, -1).masked_fill(~seen.any(-1)[None, :, None], 0.0)
+    return torch.einsum("hqk,khd->qhd", probs.to(v.dtype), v), lse
+
+
+def check(case: Case, out, lse):
+    """max|out - ref| <= 2 max|plain - ref| + 2 max|ref + 0.3 - 0.3 - ref|, sequence by sequence; lse within fp32's noise."""
+    kwargs = case.kwargs
+    causal, window = kwargs.get("causal", False), kwargs.get("window_size", (-1, -1))
+    assert not torch.isnan(out).any(), "NaN in the output"
+    assert not torch.isnan(lse).any(), "NaN in the log-sum-exp"
+    row = 0
+    for b, (q, k, v) in enumerate(case.sequences):
+        sq = q.shape[0]
+        varlen = out.dim() == 3
+        got, got_lse = (out[row : row + sq], lse[:, row : row + sq]) if varlen else (out[b], lse[b])
+        row += sq
+        if sq == 0:
+            continue
+        scale = kwargs.get("softmax_scale") or q.shape[-1] ** -0.5
+        ref, ref_lse = plain_attention(q.float(), k.float(), v.float(), scale, causal, window)
+        plain, _ = plain_attention(q, k, v, scale, causal, window)
+        error = (got.float() - ref).abs().max().item()
+        rounding = (ref + 0.3 - 0.3 - ref).abs().max().item()
+        allowed = 2 * (plain.float() - ref).abs().max().item() + 2 * rounding + 1e-5
+        assert error <= allowed, f"sequence {b}, sq {sq}, sk {k.shape[0]}: error {error:.2e}, allowed {allowed:.2e}"
+        nothing = torch.isinf(ref_lse)
+        assert torch.equal(nothing, torch.isinf(got_lse) & (got_lse < 0)), f"sequence {b}: rows that see no key"
+        assert (got.transpose(0, 1)[nothing] == 0).all(), f"sequence {b}: rows that see no key are not zero"
+        torch.testing.assert_close(got_lse[~nothing], ref_lse[~nothing], atol=1e-3, rtol=1e-4)
+
+
+def random(*shape, dtype, generator, spread=1.0):
+    return (torch.randn(*shape, device=DEVICE, generator=generator) * spread).to(dtype)
+
+
+def poisoned(*shape, dtype):
+    return torch.full(shape, float("nan"), device=DEVICE, dtype=dtype)
+
+
+def ints(values):
+    return torch.tensor(values, device=DEVICE, dtype=torch.int32)
+
+
+def starts(lengths):
+    return torch.cat([ints([0]), ints(lengths).cumsum(0).int()]) if lengths else ints([0])
+
+
+def make_sequences(lens_q, lens_k, heads, heads_k, d, dtype, seed):
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    new = lambda n, h: random(n, h, d, dtype=dtype, generator=generator)  # noqa: E731
+    return [(new(sq, heads), new(sk, heads_k), new(sk, heads_k)) for sq, sk in zip(lens_q, lens_k, strict=True)]
+
+
+def fixed(sequences, **kwargs):
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    return Case(flash_attn_func, (q, k, v), kwargs, sequences)
+
+
+def packed(sequences, slack=3, **kwargs):
+    """Variable lengths; seqused_k leaves `slack` poisoned keys after each sequence unused."""
+    lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
+    q = torch.cat([s[0] for s in sequences])
+    padded = [[torch.cat([x, poisoned(slack, *x.shape[1:], dtype=x.dtype)]) for x in s[1:]] for s in sequences]
+    k, v = (torch.cat(x) for x in zip(*padded, strict=True))
+    args = (q, k, v, starts(lens_q), starts([n + slack for n in lens_k]), max(lens_q), max(lens_k) + slack)
+    if slack:
+        kwargs["seqused_k"] = ints(lens_k)
+    return Case(flash_attn_varlen_func, args, kwargs, sequences)
+
+
+def pages(sequences, page_size, *, generator_seed=0, by_head=False, joined=True, spare=3):
+    """K and V caches of scattered pages, NaN wherever no key was written, and a table that is huge past each sequence's end."""
+    _, k0, _ = sequences[0]
+    heads_k, d, dtype = k0.shape[1], k0.shape[2], k0.dtype
+    counts = [-(-s[1].shape[0] // page_size) for s in sequences]
+    total = sum(counts) + spare
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(generator_seed)).tolist()
+    memory = (total, heads_k, page_size, 2 * d) if by_head else (total, page_size, heads_k, 2 * d)
+    cache = poisoned(*memory, dtype=dtype)
+    cache = cache.transpose(1, 2) if by_head else cache
+    k_cache, v_cache = cache[..., :d], cache[..., d:]
+    if not joined:
+        k_cache, v_cache = k_cache.contiguous(), v_cache.contiguous()
+    table = torch.full((len(sequences), max(counts) + 2), HUGE_PAGE, device=DEVICE, dtype=torch.int32)
+    for b, (_, k, v) in enumerate(sequences):
+        for i in range(counts[b]):
+            page = order.pop()
+            table[b, i] = page
+            some = slice(i * page_size, (i + 1) * page_size)
+            n = k[some].shape[0]
+            k_cache[page, :n], v_cache[page, :n] = k[some], v[some]
+    return k_cache, v_cache, table
+
+
+def paged(sequences, page_size, **kwargs):
+    layout = {name: kwargs.pop(name) for name in ("by_head", "joined") if name in kwargs}
+    lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
+    k_cache, v_cache, table = pages(sequences, page_size, **layout)
+    q = torch.cat([s[0] for s in sequences])
+    args = (q, k_cache, v_cache, starts(lens_q), None, max(lens_q), max(lens_k))
+    return Case(flash_attn_varlen_func, args, {"seqused_k": ints(lens_k), "block_table": table} | kwargs, sequences)
+
+
+def kvcache(sequences, capacity, **kwargs):
+    """A dense cache (batch, capacity, heads_k, head_dim), NaN past each sequence's end."""
+    q = torch.stack([s[0] for s in sequences])
+    heads_k, d = sequences[0][1].shape[1:]
+    k_cache, v_cache = (poisoned(len(sequences), capacity, heads_k, d, dtype=q.dtype) for _ in range(2))
+    for b, (_, k, v) in enumerate(sequences):
+        k_cache[b, : k.shape[0]], v_cache[b, : v.shape[0]] = k, v
+    kwargs["cache_seqlens"] = ints([s[1].shape[0] for s in sequences])
+    return Case(flash_attn_with_kvcache, (q, k_cache, v_cache), kwargs, sequences)
