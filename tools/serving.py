@@ -16,7 +16,7 @@ from types import TracebackType
 import requests
 
 _POLL_SECONDS = 0.5
-_STOP_SECONDS = 30
+_STOP_SECONDS, _KILL_SECONDS = 30, 5
 _MESSAGE = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+[\d-]+ [\d:.]+ \[[^\]]*\]\s*(?P<text>.+)")
 
 
@@ -76,13 +76,12 @@ class Server:
     def stop(self) -> None:
         """Ends the server: SIGTERM, and SIGKILL for what is left of its process group after half a minute."""
         self._http.close()
-        self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while time.monotonic() < deadline and self._signal(0):
-            self._process.poll()  # reaps the server: a zombie would keep its group alive
-            time.sleep(0.05)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
+        for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+            self._signal(number)
+            deadline = time.monotonic() + seconds
+            while self._signal(0) and time.monotonic() < deadline:
+                self._process.poll()  # reaps the server: a zombie would keep its group alive
+                time.sleep(0.05)
 
     def _signal(self, number: int) -> bool:
         """Sends a signal to all processes of the server; False where none is left."""
