@@ -33,17 +33,15 @@ class Buildah:
 
     def __init__(self, storage: Path) -> None:
         self._storage = storage
-        self._command = [
-            "buildah",
-            f"--root={storage / 'root'}",
-            f"--runroot={storage / 'run'}",
-            "--storage-driver=vfs",
-        ]
         (storage / "tmp").mkdir(parents=True)
         self._env = {**os.environ, "TMPDIR": str(storage / "tmp"), "BUILDAH_ISOLATION": "chroot"}
+        self._driver = "overlay"
+        if subprocess.run(self.command("info"), capture_output=True, env=self._env).returncode:
+            self._driver = "vfs"  # copies every layer whole, but works in a container too
 
     def command(self, *arguments: str) -> list[str]:
-        return [*self._command, *arguments]
+        places = (f"--root={self._storage / 'root'}", f"--runroot={self._storage / 'run'}")
+        return ["buildah", *places, f"--storage-driver={self._driver}", *arguments]
 
     def __call__(self, *arguments: str) -> str:
         """Runs buildah and returns what it prints; where it fails, raises AssertionError with the end of its output."""

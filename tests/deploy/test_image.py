@@ -71,6 +71,13 @@ def container(buildah, image) -> str:
     return buildah("from", image).strip()
 
 
+def pythons_with(argument: str) -> Iterator[psutil.Process]:
+    """The Python processes with this command-line argument; a container's processes are this machine's as well."""
+    for process in psutil.process_iter(["cmdline", "exe"]):
+        if argument in (process.info["cmdline"] or ()) and "python" in Path(process.info["exe"] or "").name:
+            yield process
+
+
 def test_the_image_serves_a_model(buildah, image, container, tmp_path):
     configuration = buildah.configuration(image)
     port = free_port()
@@ -106,7 +113,7 @@ def test_the_image_serves_a_model(buildah, image, container, tmp_path):
             raise
         assert answer == "The capital of France is Paris."
         assert any(line.startswith("LITE_ATTENTION") and "computes attention" in line for line in server.messages())
-        users = {process.uids().effective for process in psutil.process_iter() if str(port) in process.cmdline()[-3:]}
+        users = {process.uids().effective for process in pythons_with(f"--port={port}")}
     assert users == {2000}
 
 
