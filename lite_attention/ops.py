@@ -17,8 +17,9 @@ from lite_attention.values import check_values
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, "
-    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, Tensor? scheduler_metadata, "
-    "int max_seqlen_q, int max_seqlen_k, float softmax_scale, int window_left, int window_right, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
+    "Tensor(c!)? scheduler_metadata, "  # it holds counters, which count during a launch
+    "SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, int window_left, int window_right, "
     "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None) -> ()"
 )
 METADATA_SCHEMA = (
@@ -128,14 +129,14 @@ def _check_hopper(device: torch.device) -> None:
             f"LiteAttention's CUDA extension is not there: {EXTENSION_MISSING}. Without it only "
             "backend='reference' computes CUDA tensors, slowly."
         )
-    capability = _capability(device)
-    if capability != (9, 0):
+    if not _is_hopper(device):
         raise NotImplementedError(
-            f"q: got a tensor on {device}, compute capability {capability[0]}.{capability[1]}; LiteAttention's kernels "
-            "need 9.0 (Hopper: H100, H200, H800, GH200). backend='reference' computes on any device, slowly."
+            f"q: got a tensor on {device}, compute capability {torch.cuda.get_device_capability(device)}; "
+            "LiteAttention's kernels need (9, 0), which is Hopper: H100, H200, H800, GH200. backend='reference' computes "
+            "on any device, slowly."
         )
 
 
 @torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
