@@ -132,8 +132,8 @@ def _check_hopper(device: torch.device) -> None:
     if not _is_hopper(device):
         raise NotImplementedError(
             f"q: got a tensor on {device}, compute capability {torch.cuda.get_device_capability(device)}; "
-            "LiteAttention's kernels need (9, 0), which is Hopper: H100, H200, H800, GH200. backend='reference' computes "
-            "on any device, slowly."
+            "LiteAttention's kernels need (9, 0), which is Hopper: H100, H200, H800, GH200. backend='reference' "
+            "computes on any device, slowly."
         )
 
 
