@@ -182,8 +182,23 @@ def test_text_survives_the_tokenizer(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, split_special_tokens=True)) == text
 
 
-def test_every_digit_is_a_token(tokenizer):
-    assert tokenizer.tokenize("In 2026, x12.5") == ["In", "Ġ", "2", "0", "2", "6", ",", "Ġx", "1", "2", ".", "5"]
+def test_digits_are_split_off(tokenizer):
+    """Every digit is a token, and both spaces before it are one: without the splitting, the second goes to the digit."""
+    assert tokenizer.tokenize("In 2026, x  12.5") == [
+        "In",
+        "Ġ",
+        "2",
+        "0",
+        "2",
+        "6",
+        ",",
+        "Ġx",
+        "ĠĠ",
+        "1",
+        "2",
+        ".",
+        "5",
+    ]
 
 
 def test_control_tokens_are_one_token(tokenizer):
