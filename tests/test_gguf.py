@@ -183,7 +183,7 @@ def test_text_survives_the_tokenizer(tokenizer, text):
 
 
 def test_digits_are_split_off(tokenizer):
-    """Every digit is a token, and both spaces before it are one: without the splitting, the second goes to the digit."""
+    """Every digit is a token, and two spaces before one are one token: otherwise the digit takes the second."""
     assert tokenizer.tokenize("In 2026, x  12.5") == [
         "In",
         "Ġ",
