@@ -34,15 +34,12 @@ struct Turn {
 // 0 * NaN is NaN: probabilities of masked keys are zero, but rows of V that nobody wrote may hold anything, so they are zeroed before
 // PV reads them. Every warpgroup zeroes all such rows for itself, which needs no barrier between warpgroups.
 template <class Traits>
-__device__ void zero_unused_rows(typename Traits::Element* v_stage, const Mask& mask, int n_tile) {
-  int token = n_tile * Traits::kBlockN;
-  int begin = mask.tile_first_valid - token, end = mask.seqlen_k - token;
-  if (begin <= 0 && end >= Traits::kBlockN) return;
+__device__ void zero_rows(typename Traits::Element* v_stage, int begin, int end) {
   constexpr int kVectors = Traits::kRowBytes / 16;
   auto* vectors = reinterpret_cast<uint4*>(v_stage);
   for (int i = threadIdx.x % 128; i < Traits::kBlockN * Traits::kSlabs * kVectors; i += 128) {
     int row = i / kVectors % Traits::kBlockN;
-    if (row < begin || row >= end) vectors[i] = make_uint4(0, 0, 0, 0);
+    if (row >= begin && row < end) vectors[i] = make_uint4(0, 0, 0, 0);
   }
   cutlass::arch::fence_view_async_shared();
   cutlass::arch::NamedBarrier::sync(128, kWarpgroup + threadIdx.x / 128 - 1);
@@ -75,18 +72,23 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kStages> ring_k, ring_v;
   uint32_t q_phase = 0;
   Turn<Traits> turn(warpgroup);
-  Scheduler scheduler(params);
-  Work work;
-  while (scheduler.next(work)) {
+  Ring<Traits::kWorkStages> ring_work;
+  while (true) {
+    smem.work_full[ring_work.stage].wait(ring_work.phase);
+    const Work work = smem.work[ring_work.stage];
+    release(smem.work_empty[ring_work.stage]);
+    ring_work.advance();
+    if (work.parts == 0) break;
     Sequence seq(params.lengths, work.batch);
     Epilogue<Traits> epilogue(params, smem, work, seq, row);
     if (work.n_begin >= work.n_end) {
       epilogue.store_nothing_seen();
       continue;
     }
-    Mask mask(params.lengths, seq, params.packing, work.m_tile, row);
+    Mask mask(params.lengths, seq, params.packing, Traits::kBlockN, work.m_tile, row);
     OnlineSoftmax softmax(params.softmax_scale);
     float rescale[2];
+    auto v_stage = [&] { return smem.v + ring_v.stage * Traits::kBlockN * Traits::kHeadDim; };
 
     smem.q_full.wait(q_phase);
     q_phase ^= 1;
@@ -96,35 +98,49 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
     gemm_wait<0>(scores);
     release(smem.k_empty[ring_k.stage]);
     ring_k.advance();
-    if (mask.template needed<Traits::kBlockN>(n)) mask.template apply<Traits::kBlockN>(scores, n, lane);
+    if (mask.needed(n)) mask.template apply<Traits::kBlockN>(scores, n, lane);
     softmax.step(scores, rescale);
-    Tensor probs = to_operand<Element>(scores);
+    Tensor probs = make_operand<Element>(scores);
+    to_operand(scores, probs);
     clear(output);
+    if (int end = mask.seqlen_k - n * Traits::kBlockN; end < Traits::kBlockN) {
+      smem.v_full[ring_v.stage].wait(ring_v.phase);
+      zero_rows<Traits>(v_stage(), end, Traits::kBlockN);
+    }
 
-    for (--n; n >= work.n_begin; --n) {
-      smem.k_full[ring_k.stage].wait(ring_k.phase);
+    // One KV tile, whose K has arrived. Waiting for the next K stands between the softmax and the wait for PV for a reason: with no
+    // branch there, ptxas hoists that wait above the exponentials, and nothing overlaps.
+    auto step = [&](int n, auto masked) __attribute__((always_inline)) {
       turn.wait();
       gemm_async<GMMA::ScaleOut::Zero>(mma_qk, rQ, rK(_, _, _, ring_k.stage), scores);
       smem.v_full[ring_v.stage].wait(ring_v.phase);
-      zero_unused_rows<Traits>(smem.v + ring_v.stage * Traits::kBlockN * Traits::kHeadDim, mask, n + 1);
       gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v.stage), output);
       turn.pass();
       gemm_wait<1>(scores);
       release(smem.k_empty[ring_k.stage]);
       ring_k.advance();
-      if (mask.template needed<Traits::kBlockN>(n)) mask.template apply<Traits::kBlockN>(scores, n, lane);
-      softmax.step(scores, rescale);
+      if constexpr (decltype(masked)::value) mask.template apply<Traits::kBlockN>(scores, n, lane);
+      const bool rescaled = softmax.step(scores, rescale);
+      warpgroup_fence_operand(scores);
+      if (n > work.n_begin) smem.k_full[ring_k.stage].wait(ring_k.phase);
       gemm_wait<0>(output);
       release(smem.v_empty[ring_v.stage]);
       ring_v.advance();
+      if (rescaled) {
 #pragma unroll
-      for (int i = 0; i < size(output); ++i) output(i) *= rescale[i / 2 % 2];
-      copy(to_operand<Element>(scores), probs);
-    }
+        for (int i = 0; i < size(output); ++i) output(i) *= rescale[i / 2 % 2];
+      }
+      to_operand(scores, probs);
+    };
+    if (n > work.n_begin) smem.k_full[ring_k.stage].wait(ring_k.phase);
+    // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of a window.
+    for (--n; n >= max(work.n_begin, mask.clean_end); --n) step(n, true_type{});
+    for (; n >= max(work.n_begin, mask.clean_begin); --n) step(n, false_type{});
+    for (; n >= work.n_begin; --n) step(n, true_type{});
 
     release(smem.q_empty);
     smem.v_full[ring_v.stage].wait(ring_v.phase);
-    zero_unused_rows<Traits>(smem.v + ring_v.stage * Traits::kBlockN * Traits::kHeadDim, mask, work.n_begin);
+    if (int begin = mask.first_valid - work.n_begin * Traits::kBlockN; begin > 0) zero_rows<Traits>(v_stage(), 0, begin);
     gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v.stage), output);
     float normalise[2], lse[2];
     softmax.finish(params.softmax_scale, normalise, lse);

@@ -33,6 +33,10 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.v_full[stage].init(1);
       smem.v_empty[stage].init(kConsumerWarps);
     }
+    for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
+      smem.work_full[stage].init(1);
+      smem.work_empty[stage].init(kConsumerWarps);
+    }
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

@@ -12,12 +12,12 @@ namespace lite_attention::sm90 {
 // A thread of the wgmma accumulator holds two rows, 8 apart, and in each the columns 8 * v + 2 * (lane % 4) + {0, 1}.
 struct Mask {
   int first_key[2], end_key[2];  // per row of this thread
-  int tile_first_key;            // largest first_key and smallest end_key of the tile's rows: tiles inside need no mask
-  int tile_end_key;
-  int tile_first_valid;  // keys outside [tile_first_valid, seqlen_k) may be memory that nobody wrote
+  int clean_begin, clean_end;  // tiles [clean_begin, clean_end) are visible to every row of the tile of queries
+  int first_valid;             // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
   int seqlen_k;
 
-  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Packing& packing, int m_tile, int row) : seqlen_k(seq.seqlen_k) {
+  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Packing& packing, int block_n, int m_tile, int row)
+      : seqlen_k(seq.seqlen_k) {
     int first_token = m_tile * packing.tokens_per_tile;
     int last_token = min(first_token + packing.tokens_per_tile, seq.seqlen_q) - 1;
     for (int i = 0; i < 2; ++i) {
@@ -25,15 +25,12 @@ struct Mask {
       first_key[i] = seq.first_key(lengths, token);
       end_key[i] = seq.end_key(lengths, token);
     }
-    tile_first_key = seq.first_key(lengths, last_token);
-    tile_end_key = seq.end_key(lengths, first_token);
-    tile_first_valid = seq.first_key(lengths, first_token);
+    clean_begin = (seq.first_key(lengths, last_token) + block_n - 1) / block_n;
+    clean_end = seq.end_key(lengths, first_token) / block_n;
+    first_valid = seq.first_key(lengths, first_token);
   }
 
-  template <int kBlockN>
-  __device__ bool needed(int n_tile) const {
-    return n_tile * kBlockN < tile_first_key || (n_tile + 1) * kBlockN > tile_end_key;
-  }
+  __device__ bool needed(int n_tile) const { return n_tile < clean_begin || n_tile >= clean_end; }
 
   // Masked scores are replaced, never added to: what was computed from unused memory may be NaN.
   template <int kBlockN, class Scores>

@@ -30,17 +30,20 @@ __device__ void gemm_wait(C& c) {
 // The accumulator of one product as the A operand of the next. For 16-bit types a thread holds both in the same order: pairs of
 // columns, then the two rows, then column groups of 8; two groups make one k block of 16.
 template <class Element, class Scores>
-__device__ auto to_operand(const Scores& scores) {
-  constexpr int kSize = decltype(size(scores))::value;
-  Tensor out = make_tensor<Element>(Layout<cute::Shape<cute::Shape<_2, _2, _2>, _1, Int<kSize / 8>>>{});
+__device__ auto make_operand(const Scores&) {
+  return make_tensor<Element>(Layout<cute::Shape<cute::Shape<_2, _2, _2>, _1, Int<decltype(size(Scores{}))::value / 8>>>{});
+}
+
+template <class Scores, class Operand>
+__device__ void to_operand(const Scores& scores, Operand& operand) {
+  using Element = typename Operand::value_type;
   cutlass::NumericArrayConverter<Element, float, 2> convert;
+  Tensor words = recast<uint32_t>(operand);  // element by element the compiler would take pairs apart and join them again
 #pragma unroll
-  for (int i = 0; i < kSize; i += 2) {
-    auto pair = convert(cutlass::Array<float, 2>{scores(i), scores(i + 1)});
-    out(i) = pair[0];
-    out(i + 1) = pair[1];
+  for (int i = 0; i < size(words); ++i) {
+    auto pair = convert(cutlass::Array<float, 2>{scores(2 * i), scores(2 * i + 1)});
+    words(i) = reinterpret_cast<const uint32_t&>(pair);
   }
-  return out;
 }
 
 }  // namespace lite_attention::sm90

@@ -101,6 +101,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.num_ctas = bounds.num_ctas;
     header.entries = bounds.entries();
     header.prefix = bounds.prefix();
+    header.taken = header.finished = 0;
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace lite_attention::sm90 {
 
-// kWhole: work is many short items; a block takes item i, i + num_ctas, ... and an item is never split.
+// kWhole: work is many short items; a block that is done takes the next one, and an item is never split.
 // kStream: the KV tiles of all items, laid end to end, are cut into num_ctas equal runs; an item on a cut is computed in parts
 // by consecutive blocks ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
 enum class PlanMode : int { kWhole = 0, kStream = 1 };
@@ -22,6 +22,7 @@ struct PlanHeader {
   PlanMode mode;
   int block_m, block_n, pack, num_ctas;  // whom it was made for
   int entries, prefix;                   // where these arrays begin, in words from the header
+  int taken, finished;                   // kWhole: items taken after each block's first, blocks that found no more; zero between launches
 };
 
 // The arrays of a plan. After the header come num_ctas arrival counters, zero between launches.

@@ -1,4 +1,4 @@
-// Deals the plan's work to this block. Every warp walks the same sequence by itself, so the roles need no messages about it.
+// Deals the plan's work to this block: the producer warp asks for it and hands it to the consumers through shared memory.
 #pragma once
 
 #include "sm90/plan.cuh"
@@ -8,17 +8,18 @@ namespace lite_attention::sm90 {
 struct Work {
   int batch, m_tile, head_tile;
   int n_begin, n_end;  // KV tiles of this part; none where the rows see no key
-  int parts;           // blocks that share this item; 1 is unsplit
+  int parts;           // blocks that share this item; 1 is unsplit, 0 is the end of all work
   int first_cta;       // the block that has the item's first tiles
 };
 
+// The producer warp's side. All lanes call together and get the same.
 class Scheduler {
  public:
   __device__ explicit Scheduler(const FwdParams& params)
       : plan_(params.plan), header_(*plan_.header), head_tiles_(params.packing.head_tiles) {
     if (header_.mode == PlanMode::kWhole) {
       position_ = blockIdx.x;
-      end_ = header_.total > 0 ? int64_t{header_.num_entries} * head_tiles_ : 0;
+      end_ = int64_t{header_.num_entries} * head_tiles_;
     } else {
       position_ = min(header_.total, blockIdx.x * header_.run);
       end_ = min(header_.total, position_ + header_.run);
@@ -26,23 +27,32 @@ class Scheduler {
     }
   }
 
-  // All lanes of the calling warp together; false when this block has no more.
-  __device__ bool next(Work& work) {
-    if (position_ >= end_) return false;
-    header_.mode == PlanMode::kWhole ? next_whole(work) : next_run(work);
-    return true;
+  __device__ Work next() {
+    if (position_ >= end_) {
+      if (header_.mode == PlanMode::kWhole) leave();
+      return {};
+    }
+    return header_.mode == PlanMode::kWhole ? next_whole() : next_run();
   }
 
  private:
   // Heads outermost: the blocks at work at one time share a few heads' K and V, which then stay in L2.
-  __device__ void next_whole(Work& work) {
+  __device__ Work next_whole() {
     int item = int(position_), head = item / header_.num_entries;
     int4 entry = plan_.entries[item - head * header_.num_entries];
-    work = {entry.x, entry.y, head, entry.z, entry.z + entry.w, 1, int(blockIdx.x)};
-    position_ += gridDim.x;
+    int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
+    position_ = gridDim.x + __shfl_sync(~0u, taken, 0);
+    return {entry.x, entry.y, head, entry.z, entry.z + entry.w, 1, int(blockIdx.x)};
   }
 
-  __device__ void next_run(Work& work) {
+  // The last block to find nothing more resets the counters for the next launch under this plan.
+  __device__ void leave() const {
+    if (threadIdx.x % 32 == 0 && atomicAdd(&plan_.header->finished, 1) == int(gridDim.x) - 1) {
+      plan_.header->taken = plan_.header->finished = 0;
+    }
+  }
+
+  __device__ Work next_run() {
     int begin = plan_.prefix[entry_], weight = plan_.prefix[entry_ + 1] - begin;
     int64_t inside = position_ - int64_t{begin} * head_tiles_;
     int head = int(inside / weight), first = int(inside - int64_t{head} * weight);
@@ -51,9 +61,9 @@ class Scheduler {
     int first_cta = int(item_begin / header_.run), last_cta = int(item_last / header_.run);
     int4 entry = plan_.entries[entry_];
     int n_begin = entry.z + first;
-    work = {entry.x, entry.y, head, n_begin, n_begin + min(count, entry.w), last_cta - first_cta + 1, first_cta};
     position_ += count;
     if (first + count == weight && head + 1 == head_tiles_) ++entry_;
+    return {entry.x, entry.y, head, n_begin, n_begin + min(count, entry.w), last_cta - first_cta + 1, first_cta};
   }
 
   // The last entry whose prefix is at most target; the warp probes 32 places at a time.

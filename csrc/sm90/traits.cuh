@@ -7,6 +7,8 @@
 
 #include <cute/tensor.hpp>
 
+#include "sm90/scheduler.cuh"
+
 namespace lite_attention::sm90 {
 
 using namespace cute;
@@ -16,7 +18,7 @@ template <int kHeadDim, bool kDecode>
 struct TileShape {};
 template <>
 struct TileShape<64, false> {
-  static constexpr int kBlockM = 128, kBlockN = 128, kStages = 2;
+  static constexpr int kBlockM = 192, kBlockN = 128, kStages = 2;
 };
 template <>
 struct TileShape<128, false> {
@@ -46,10 +48,13 @@ struct Traits {
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
 
+  // Items that the producer may be ahead of the consumers.
+  static constexpr int kWorkStages = 2;
+
   // Registers a thread, by role. One consumer warpgroup beside the producer can have the maximum without moving any.
   static constexpr bool kMoveRegisters = kConsumerWarpgroups > 1;
-  static constexpr int kProducerRegisters = kConsumerWarpgroups == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kConsumerWarpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kConsumerWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumerWarpgroups == 2 ? 232 : 160;
 
   // Tiles lie in shared memory as [head_dim / 64][rows][64 columns], each row of 128 bytes under the 128-byte swizzle:
   // what a TMA box of 64 columns writes, and what wgmma reads as K-major Q and K and as MN-major V.
@@ -93,6 +98,9 @@ struct Traits {
     EmptyBarrier k_empty[kStages];
     FullBarrier v_full[kStages];
     EmptyBarrier v_empty[kStages];
+    FullBarrier work_full[kWorkStages];
+    EmptyBarrier work_empty[kWorkStages];
+    Work work[kWorkStages];
     bool last_arrival;
   };
   // Dynamic shared memory is only 16-byte aligned by contract; the swizzle wants 1024.
