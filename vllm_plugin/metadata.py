@@ -51,6 +51,11 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.schedule = None
+        if not current_platform.is_cpu():
+            from vllm_plugin.schedule import StepSchedule
+
+            self.schedule = StepSchedule.for_layers(layer_names, vllm_config, device)
         logger.info_once(
             "%s %s computes attention by %s: %d layers from %s, %d KV heads, head size %d, %s, pages of %d tokens.",
             NAME,
@@ -81,6 +86,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             block_table=common.block_table_tensor,
             slot_mapping=common.slot_mapping,
             causal=common.causal,
+            scheduler_metadata=self.schedule and self.schedule.plan(common),
         )
 
     def update_block_table(
