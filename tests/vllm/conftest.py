@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from engine import SAMPLED, generate, greedy
+from texts import PROMPTS
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / "tools"
@@ -61,3 +63,13 @@ def newest() -> bool:
     """Whether this is the vLLM whose engine is tested in full; with an older one, the main paths are."""
     version = vllm_version() or "0"
     return tuple(int(part) for part in version.split(".")[:2]) >= (0, 29)
+
+
+@pytest.fixture(scope="session")
+def reference(model):
+    """What vLLM generates with its own attention on the CPU: greedy for all prompts, and three samples for four."""
+    rounds = [greedy(PROMPTS), {"prompts": PROMPTS[:4], "sampling": SAMPLED}]
+    found = generate(model, rounds, attention_backend="CPU_ATTN")["rounds"]
+    assert all(len(tokens) == 64 for (tokens,) in found[0]["tokens"])
+    assert all(len({tuple(sample) for sample in samples}) == 3 for samples in found[1]["tokens"])
+    return [each["tokens"] for each in found]

@@ -11,6 +11,8 @@ import pickle
 import subprocess
 import sys
 
+from processes import report
+
 UNPICKLE = """
 import base64, pickle, sys
 config = pickle.loads(base64.b64decode(sys.stdin.read()))
@@ -51,4 +53,4 @@ if __name__ == "__main__":
         text=True,
     )
     found["no plugins"] = bare.stdout.strip().splitlines()[-1] if bare.returncode == 0 else bare.stderr[-2000:]
-    print(json.dumps(found))
+    report(found)

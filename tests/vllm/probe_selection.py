@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from processes import report
 from vllm.config import AttentionConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 
@@ -63,14 +64,11 @@ if __name__ == "__main__":
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    print()
-    print(
-        json.dumps(
-            {
-                "results": results,
-                "modules": sorted(sys.modules),
-                "backends": list(AttentionBackendEnum.__members__),
-                "platform": type(current_platform).__name__,
-            }
-        )
+    report(
+        {
+            "results": results,
+            "modules": sorted(sys.modules),
+            "backends": list(AttentionBackendEnum.__members__),
+            "platform": type(current_platform).__name__,
+        }
     )

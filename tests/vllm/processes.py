@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+
+
+MARK = "REPORT "  # among all that vLLM prints
+
+
+def report(result: Any) -> None:
+    """Hands a result to the process that runs this script."""
+    print(f"\n{MARK}{json.dumps(result)}", flush=True)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -25,7 +34,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -> Any:
-    """Runs a script of this folder with `argument` as JSON on stdin; returns the JSON of its last line of output.
+    """Runs a script of this folder with `argument` as JSON on stdin; returns what it handed to `report`.
 
     Raises AssertionError with the end of what it wrote where it fails.
     """
@@ -40,4 +49,5 @@ def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -
     )
     output = process.stdout + process.stderr
     assert process.returncode == 0, f"{script} ended with {process.returncode}:\n{output[-6000:]}"
-    return json.loads(process.stdout.strip().splitlines()[-1])
+    (line,) = re.findall(f"^{MARK}(.*)$", process.stdout, re.MULTILINE)
+    return json.loads(line)
