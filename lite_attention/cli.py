@@ -25,15 +25,9 @@ def _gpus() -> list[str]:
 
 
 def _kernels() -> str:
-    import torch
-
     from lite_attention import ops
 
-    if not ops.EXTENSION.exists():
-        return "not built: the package was installed without nvcc"
-    if torch.version.cuda is None:
-        return f"built for sm_90a, not loaded: torch {torch.__version__} has no CUDA"
-    return "built for sm_90a, loaded"
+    return f"unusable: {ops.EXTENSION_MISSING}" if ops.EXTENSION_MISSING else "loaded, for sm_90a"
 
 
 def _vllm() -> str:
