@@ -120,13 +120,13 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
       release(smem.k_empty[ring_k.stage]);
       ring_k.advance();
       if constexpr (decltype(masked)::value) mask.template apply<Traits::kBlockN>(scores, n, lane);
-      const bool rescaled = softmax.step(scores, rescale);
+      const bool moved = softmax.step(scores, rescale);
       warpgroup_fence_operand(scores);
       if (n > work.n_begin) smem.k_full[ring_k.stage].wait(ring_k.phase);
       gemm_wait<0>(output);
       release(smem.v_empty[ring_v.stage]);
       ring_v.advance();
-      if (rescaled) {
+      if (moved) {
 #pragma unroll
         for (int i = 0; i < size(output); ++i) output(i) *= rescale[i / 2 % 2];
       }
