@@ -176,14 +176,15 @@ def test_serve_command(monkeypatch):
         demo.installed_vllm()
 
 
-def test_serve_environment(monkeypatch):
+def test_serve_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASH_ATTN")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    found = demo.serve_environment()
+    found = demo.serve_environment(str(tmp_path))
     names = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_ATTENTION_BACKEND", "HF_HUB_OFFLINE")
     assert [found[name] for name in names] == ["3", "LITE_ATTENTION", "1"]
     assert found["PATH"] == os.environ["PATH"]
+    assert "HF_HUB_OFFLINE" not in demo.serve_environment("Qwen/Qwen2.5-0.5B-Instruct")
 
 
 def test_log_message():

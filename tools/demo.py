@@ -20,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from serving import Server, ServerError, free_port
 from smollm2 import NAME, FetchError, ensure_smollm2
@@ -81,9 +82,11 @@ def serve_command(model: str, port: int, on_gpu: bool) -> list[str]:
     return command if on_gpu else [*command, "--enforce-eager"]  # compiling for the CPU takes longer than the demo
 
 
-def serve_environment() -> dict[str, str]:
-    """This process's environment, with LITE_ATTENTION chosen and no access to a model hub; what is set there stays."""
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+def serve_environment(model: str) -> dict[str, str]:
+    """The environment with LITE_ATTENTION chosen, and no hub for a model on the disk; what the user has set stays."""
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
     return {**defaults, **os.environ, "VLLM_ATTENTION_BACKEND": BACKEND}
 
 
@@ -100,7 +103,7 @@ def wait_with_progress(server: Server, timeout: float) -> float:
 
         def show(message: str) -> None:
             nonlocal printed
-            display.update(task, description=message[: max(20, console.width - 16)].replace("[", r"\["))
+            display.update(task, description=escape(message[: max(20, console.width - 16)]))
             if not console.is_terminal and time.monotonic() - printed >= 15:
                 printed = time.monotonic()
                 print(f"  {printed - start:3.0f} s  {message}", flush=True)
@@ -124,15 +127,14 @@ def proof(server: Server) -> list[str]:
 
 def ask(server: Server, model: str, prompt: str) -> None:
     """Prints the question and, as it arrives, the answer."""
-    console.print(f"[bold]Question:[/] {prompt}\n[bold]Answer:[/]   ", end="", soft_wrap=True)
-    start, pieces = time.monotonic(), 0
+    console.print(f"[bold]Question:[/] {escape(prompt)}\n[bold]Answer:[/]   ", end="", soft_wrap=True)
+    start, answer = time.monotonic(), ""
     for piece in server.chat(model, prompt):
         print(piece, end="", flush=True)
-        pieces += bool(piece)
-    print()
-    if not pieces:
+        answer += piece
+    if not answer.strip():
         raise ServerError("the answer was empty")
-    console.print(f"[dim]{pieces} pieces in {time.monotonic() - start:.1f} s[/]")
+    console.print(f"\n[dim]({time.monotonic() - start:.1f} s)[/]")
 
 
 def keep_running(server: Server, model: str) -> None:
@@ -182,7 +184,7 @@ def demo(arguments: argparse.Namespace, log: Path) -> None:
     gpu = hopper_name()
     name, port = Path(model).name, arguments.port or free_port()
     console.print(f"[bold]Serving {name} with vLLM {version} and {BACKEND} on {gpu or 'the CPU'}[/]")
-    with Server(serve_command(model, port, on_gpu=gpu is not None), port, log, serve_environment()) as server:
+    with Server(serve_command(model, port, on_gpu=gpu is not None), port, log, serve_environment(model)) as server:
         try:
             seconds = wait_with_progress(server, arguments.timeout)
             console.print(f"Healthy after {seconds:.0f} s at {server.url}\n")
