@@ -1,4 +1,4 @@
-"""vLLM's HTTP server on the CPU, with LITE_ATTENTION chosen by the environment variable: many clients, some of them rude."""
+"""vLLM's HTTP server on the CPU, with LITE_ATTENTION chosen by the environment: many clients, some of them rude."""
 
 from __future__ import annotations
 
