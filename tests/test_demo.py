@@ -99,6 +99,22 @@ def test_stopping_leaves_no_process(stub):
         list(stub.chat("stub", "hello"))
 
 
+def test_a_second_interrupt_does_not_wait(stub, monkeypatch):
+    stub.wait_healthy(30)
+    child = psutil.Process(int(stub.messages()[0].rpartition(" ")[2].rstrip(".")))
+    monkeypatch.setattr(serving, "_STOP_SECONDS", 600)
+    sleep = time.sleep
+
+    def interrupted(seconds: float) -> None:
+        monkeypatch.setattr(time, "sleep", sleep)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stub.stop()
+    assert has_ended(child)
+
+
 def test_a_server_that_ends_is_not_waited_for(tmp_path):
     command = [sys.executable, "-c", "import sys; print('no such model'); sys.exit(3)"]
     with Server(command, free_port(), tmp_path / "log") as server:
@@ -168,11 +184,11 @@ def test_serve_command(monkeypatch):
     monkeypatch.setattr(demo.importlib.metadata, "entry_points", lambda group, name: [name])
     assert demo.installed_vllm() == "0.32.0"
     versions = {}
-    with pytest.raises(LookupError, match="vLLM is not installed"):
+    with pytest.raises(demo.NotInstalledError, match="vLLM is not installed"):
         demo.installed_vllm()
     versions = {"vllm": "0.32.0"}
     monkeypatch.setattr(demo.importlib.metadata, "entry_points", lambda group, name: [])
-    with pytest.raises(LookupError, match="LiteAttention is not installed"):
+    with pytest.raises(demo.NotInstalledError, match="LiteAttention is not installed"):
         demo.installed_vllm()
 
 

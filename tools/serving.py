@@ -16,7 +16,7 @@ from types import TracebackType
 import requests
 
 _POLL_SECONDS = 0.5
-_STOP_SECONDS, _KILL_SECONDS = 30, 5
+_STOP_SECONDS, _KILL_SECONDS = 10, 5
 _MESSAGE = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+[\d-]+ [\d:.]+ \[[^\]]*\]\s*(?P<text>.+)")
 
 
@@ -74,14 +74,21 @@ class Server:
         return self._process.wait()
 
     def stop(self) -> None:
-        """Ends the server: SIGTERM, and SIGKILL for what is left of its process group after half a minute."""
+        """Ends the server: SIGTERM, and SIGKILL for what is left of its processes after ten seconds or upon Ctrl-C."""
         self._http.close()
-        for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
-            self._signal(number)
-            deadline = time.monotonic() + seconds
-            while self._signal(0) and time.monotonic() < deadline:
-                self._process.poll()  # reaps the server: a zombie would keep its group alive
-                time.sleep(0.05)
+        try:
+            self._end(signal.SIGTERM, _STOP_SECONDS)  # vLLM heeds it at once, except while it starts
+        finally:
+            self._end(signal.SIGKILL, _KILL_SECONDS)
+
+    def _end(self, number: int, seconds: float) -> None:
+        """Sends a signal to all processes of the server and waits up to `seconds` for them to end."""
+        deadline = time.monotonic() + seconds
+        alive = self._signal(number)
+        while alive and time.monotonic() < deadline:
+            self._process.poll()  # reaps the server: a zombie would keep its group alive
+            time.sleep(0.05)
+            alive = self._signal(0)
 
     def _signal(self, number: int) -> bool:
         """Sends a signal to all processes of the server; False where none is left."""
