@@ -43,7 +43,7 @@ def cases(draw, max_q=12, max_k=40, dtypes=(torch.float32, torch.bfloat16, torch
     batch = draw(st.integers(1, 3))
 
     def lengths(top, one):
-        length = st.one_of(st.integers(1, 9), st.integers(0, top))
+        length = st.one_of(st.integers(1, 9), st.integers(0, top), st.just(0))
         return [draw(length)] * batch if one else draw(st.lists(length, min_size=batch, max_size=batch))
 
     q_lens = lengths(max_q, one=layout in ONE_LENGTH_Q)

@@ -317,9 +317,7 @@ def test_another_gpu_than_hopper_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with FakeTensorMode():
         q = torch.empty(2, 5, 4, 64, device="cuda", dtype=torch.bfloat16)
-        with pytest.raises(
-            NotImplementedError, match=r"q: got a tensor on cuda:0, compute capability \(8, 0\); .*need \(9, 0\), which is Hopper"
-        ):
+        with pytest.raises(NotImplementedError, match=r"q: got .* capability \(8, 0\); .* \(9, 0\), which is Hopper"):
             flash_attn_func(q, q, q)
 
 

@@ -9,7 +9,7 @@ import torch
 from cases import LAYOUTS, Call, Case, assert_close, assert_matches, cases
 from hypothesis import given, settings
 
-from lite_attention import flash_attn_func, reference
+from lite_attention import flash_attn_func, flash_attn_varlen_func, reference
 
 
 @given(cases())
@@ -90,6 +90,33 @@ def test_a_bad_key_reaches_the_rows_that_see_it_and_no_other(backend, poison, wh
         assert_close(out[:, sees], expected, rtol=0, atol=0)
     elif not poison < 0:  # a key of -inf has a weight of zero
         assert out[:, sees].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("window", [(-1, -1), (3, -1), (-1, 3), (0, 0)])
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_sequences_without_keys(backend, window, softcap):
+    """They give zeros, beside sequences that have keys and sequences that have no rows."""
+    q, k = torch.randn(12, 4, 16), torch.randn(7, 2, 16)
+    starts_q, starts_k = (torch.tensor(starts, dtype=torch.int32) for starts in ([0, 9, 9, 12], [0, 0, 3, 7]))
+    for sinks in (None, torch.tensor([0.5, -3.0, 0.0, 9.0])):
+        out, lse = flash_attn_varlen_func(
+            q,
+            k,
+            k,
+            starts_q,
+            starts_k,
+            9,
+            4,
+            window_size=window,
+            softcap=softcap,
+            sinks=sinks,
+            return_softmax_lse=True,
+            backend=backend,
+        )
+        expected = torch.full((4,), -math.inf) if sinks is None else sinks
+        assert (out[:9] == 0).all() and torch.equal(lse[:, :9], expected[:, None].expand(4, 9))
+        assert (out[9:] != 0).all() and lse[:, 9:].isfinite().all()
 
 
 def test_rows_that_see_no_key():
