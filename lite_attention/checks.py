@@ -231,7 +231,12 @@ def _check_window(window_size: tuple[int, int]) -> tuple[int, int]:
     two = isinstance(window_size, (tuple, list)) and len(window_size) == 2
     if not two or not all(isinstance(side, (int, torch.SymInt)) for side in window_size):
         raise wrong("window_size", window_size, "(left, right), two ints, where a negative one is unbounded")
-    return max(window_size[0], -1), max(window_size[1], -1)
+    return _clamp(window_size[0]), _clamp(window_size[1])
+
+
+def _clamp(side: int) -> int:
+    """Kernels add positions to it in 32 bits."""
+    return min(max(side, -1), 1 << 30)
 
 
 def _is_number(x: object) -> bool:

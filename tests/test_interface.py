@@ -10,7 +10,7 @@ import torch
 from cases import assert_close
 
 import lite_attention
-from lite_attention import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from lite_attention import checks, flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 
 COMMON = "dropout_p softmax_scale causal window_size alibi_slopes deterministic"
 FLASH_ATTENTION = {
@@ -73,10 +73,16 @@ def test_causal_sets_the_right_side_of_the_window(qkv, backend):
     assert not torch.equal(both, flash_attn_func(*qkv, window_size=(3, 4), backend=backend))
 
 
-def test_any_negative_window_is_unbounded(qkv, backend):
+@pytest.mark.parametrize("window", [(-7, -2), (2**40, 2**40)])
+def test_windows_without_bound(qkv, backend, window):
     assert torch.equal(
-        flash_attn_func(*qkv, window_size=(-7, -2), backend=backend), flash_attn_func(*qkv, backend=backend)
+        flash_attn_func(*qkv, window_size=window, backend=backend), flash_attn_func(*qkv, backend=backend)
     )
+
+
+def test_windows_fit_into_the_integers_of_kernels(qkv):
+    problem = checks.prepare(*qkv, window_size=(2**40, 2**31 - 1))
+    assert problem.window_left + problem.max_seqlen_k < 2**31 > problem.window_right + problem.max_seqlen_k
 
 
 def test_deterministic_is_accepted_either_way(qkv, backend):
