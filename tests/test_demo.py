@@ -125,6 +125,16 @@ def test_a_server_that_ends_is_not_waited_for(tmp_path):
             demo.proof(server)
 
 
+def test_another_server_on_the_port_is_noticed(stub, tmp_path):
+    stub.wait_healthy(30)
+    with (
+        pytest.raises(ServerError, match=f"port {stub.port} is in use"),
+        Server(["true"], stub.port, tmp_path / "other"),
+    ):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
 def test_waiting_ends(tmp_path):
     with (
         Server([sys.executable, "-c", "import time; time.sleep(600)"], free_port(), tmp_path / "log") as server,

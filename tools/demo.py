@@ -142,11 +142,11 @@ def ask(server: Server, model: str, prompt: str) -> None:
 
 
 def keep_running(server: Server, model: str) -> None:
-    """Leaves the server to the user until Ctrl-C, or until it ends."""
+    """Leaves the server to the user until Ctrl-C. Raises ServerError where it ends before."""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     print(f"\nThe server keeps running until Ctrl-C. Its log is {server.log}. Try\n")
     print(f"  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
-    server.wait()
+    raise ServerError(f"the server ended with status {server.wait()}")
 
 
 def log_excerpt(log: str) -> str:

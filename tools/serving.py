@@ -31,6 +31,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that were closed do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def log_message(line: str) -> str | None:
     """The text of a line of vLLM's log without its level, time and source, or None where the line is something else."""
     found = _MESSAGE.search(line)
@@ -41,10 +51,12 @@ class Server:
     """A server process, used as a context manager: leaving it, for whatever reason, stops the server and its children.
 
     `command` must make it listen on `port` of the loopback interface. Its output goes to the file `log`.
+    Entering raises ServerError where the port is in use.
     """
 
     def __init__(self, command: Sequence[str], port: int, log: Path, env: dict[str, str] | None = None) -> None:
         self.command = list(command)
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self.env = env
@@ -52,6 +64,8 @@ class Server:
         self._http.trust_env = False  # a proxy of the environment does not know this machine's loopback
 
     def __enter__(self) -> Server:
+        if not _is_free(self.port):  # what listens there would be taken for the server that is to be started
+            raise ServerError(f"port {self.port} is in use")
         with open(self.log, "wb") as output:
             # In its own session a Ctrl-C of the terminal does not reach it: this process stops it, in order.
             self._process = subprocess.Popen(
