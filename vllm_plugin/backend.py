@@ -13,6 +13,7 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend, AttentionType, MultipleOf
 
+from lite_attention import hopper, ops
 from vllm_plugin.register import NAME
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from vllm_plugin.impl import LiteAttentionImpl
     from vllm_plugin.metadata import LiteAttentionMetadataBuilder
 
-# The Hopper kernel: `lite_attention.hopper` checks every call against the same limits.
-HOPPER_HEAD_SIZES = (64, 128)
-HOPPER_PAGE_SIZE = 16  # pages are a multiple of it
 HOPPER_CAPABILITY = (9, 0)
 
 
@@ -51,7 +49,7 @@ class LiteAttentionBackend(AttentionBackend):
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
-        return [MultipleOf(1 if current_platform.is_cpu() else HOPPER_PAGE_SIZE)]
+        return [MultipleOf(1 if current_platform.is_cpu() else hopper.PAGE_MULTIPLE)]
 
     # The KV cache: (num_blocks, num_kv_heads, block_size, 2 * head_size), K then V. Strides are read from the tensor,
     # so that the memory may be laid out as vLLM or a KV connector likes: from 0.29 on `supported_kv_cache_layouts` says
@@ -76,11 +74,11 @@ class LiteAttentionBackend(AttentionBackend):
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
-        return current_platform.is_cpu() or head_size in HOPPER_HEAD_SIZES
+        return current_platform.is_cpu() or head_size in hopper.HEAD_DIMS
 
     @classmethod
     def supports_dtype(cls, dtype: torch.dtype) -> bool:
-        return dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float32 and current_platform.is_cpu())
+        return dtype in hopper.DTYPES or (dtype == torch.float32 and current_platform.is_cpu())
 
     @classmethod
     def supports_compute_capability(cls, capability: DeviceCapability | None) -> bool:
@@ -120,4 +118,6 @@ class LiteAttentionBackend(AttentionBackend):
         """The reason why a combination of supported values isn't supported, or None."""
         if kv_cache_dtype in ("float16", "bfloat16") and getattr(torch, kv_cache_dtype) != dtype:
             return f"kv_cache_dtype {kv_cache_dtype} not supported with {dtype}: both must be the same"
+        if not current_platform.is_cpu() and ops.EXTENSION_MISSING is not None:
+            return f"LiteAttention's CUDA extension is not there: {ops.EXTENSION_MISSING}"
         return None

@@ -1,13 +1,19 @@
 """Runs vLLM's offline engine once and reports what it generated.
 
 Input: {"engine": arguments of LLM(), "rounds": [{"prompts", "sampling"}, ...]}. Output: the tokens of every sample of
-every prompt in each round, how many prompt tokens came from the prefix cache, and the engine's counters.
+every prompt in each round, with the logprobs that were asked for; how many prompt tokens came from the prefix cache;
+and the engine's counters.
 """
 
 import json
 import sys
 
 from processes import report
+
+
+def best(logprobs) -> list[dict]:
+    """For each position the tokens that were weighed and their values, where the sampling asks for logprobs."""
+    return [{token: entry.logprob for token, entry in position.items()} for position in logprobs or ()]
 
 
 def generate(llm, prompts: list, sampling: dict) -> dict:
@@ -21,6 +27,7 @@ def generate(llm, prompts: list, sampling: dict) -> dict:
     return {
         "tokens": [[list(sample.token_ids) for sample in output.outputs] for output in outputs],
         "cached": [output.num_cached_tokens for output in outputs],
+        "best": [[best(sample.logprobs) for sample in output.outputs] for output in outputs],
     }
 
 

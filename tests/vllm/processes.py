@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 MARK = "REPORT "  # among all that vLLM prints
 
 
-def report(result: Any) -> None:
+def report(result: dict) -> None:
     """Hands a result to the process that runs this script."""
     print(f"\n{MARK}{json.dumps(result)}", flush=True)
 
@@ -33,7 +33,13 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **defaults, **changes}
 
 
-def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -> Any:
+class Reported(dict):
+    """What a script handed to `report`, and `log`, all else that it and its children wrote."""
+
+    log: str
+
+
+def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -> Reported:
     """Runs a script of this folder with `argument` as JSON on stdin; returns what it handed to `report`.
 
     Raises AssertionError with the end of what it wrote where it fails.
@@ -50,4 +56,6 @@ def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -
     output = process.stdout + process.stderr
     assert process.returncode == 0, f"{script} ended with {process.returncode}:\n{output[-6000:]}"
     (line,) = re.findall(f"^{MARK}(.*)$", process.stdout, re.MULTILINE)
-    return json.loads(line)
+    reported = Reported(json.loads(line))
+    reported.log = output
+    return reported

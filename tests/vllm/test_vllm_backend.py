@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lite_attention import ops
+
 NAME = "LITE_ATTENTION"
 HEADS, KV_HEADS, HEAD_SIZE, PAGE = 4, 2, 32, 16
 
@@ -34,6 +36,7 @@ def hopper(monkeypatch):
     platform = SimpleNamespace(is_cpu=lambda: False, is_cuda=lambda: True)
     monkeypatch.setattr(backend, "current_platform", platform)
     monkeypatch.setattr(impl, "current_platform", platform)
+    monkeypatch.setattr(ops, "EXTENSION_MISSING", None)
 
 
 def overridden():
@@ -151,6 +154,14 @@ def test_refused_on_hopper_with_the_reason(backend, hopper, changes, reason):
 
     found = backend.validate_configuration(device_capability=DeviceCapability(9, 0), **configuration(**changes))
     assert found == [reason]
+
+
+def test_refused_without_the_compiled_kernels(backend, hopper, monkeypatch):
+    from vllm.platforms.interface import DeviceCapability
+
+    monkeypatch.setattr(ops, "EXTENSION_MISSING", "no nvcc when it was built")
+    found = backend.validate_configuration(device_capability=DeviceCapability(9, 0), **configuration())
+    assert found == ["LiteAttention's CUDA extension is not there: no nvcc when it was built"]
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
