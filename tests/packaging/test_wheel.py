@@ -5,15 +5,19 @@ from __future__ import annotations
 import email
 import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
 import sysconfig
+import tarfile
 from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 import torch
 from packaging.utils import parse_wheel_filename
-from wheels import FOLDERS, ROOT, Wheel
+from wheels import FOLDERS, INPUTS, ROOT, Wheel, copy_tree
 
 EXTENSION = "lite_attention/_C.abi3.so"
 
@@ -68,6 +72,20 @@ def test_metadata(plain_wheel: Wheel) -> None:
 def test_licences_travel_with_the_wheel(plain_wheel: Wheel) -> None:
     for name in ("LICENSE-MIT", "LICENSE-BSD"):
         assert plain_wheel.read(f"licenses/{name}") == (ROOT / name).read_text()
+
+
+def test_the_source_distribution_builds_the_kernels_too(tmp_path: Path) -> None:
+    """It holds all that a build of the wheel reads: every file of csrc/ among them."""
+    copy_tree(tmp_path / "tree")
+    (tmp_path / "sdist").mkdir()
+    script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path / 'sdist')!r})"
+    environment = os.environ | {"LITE_ATTENTION_SKIP_CUDA_BUILD": "1"}  # whether or not there was nvcc
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "tree", env=environment, check=True)
+    (archive,) = (tmp_path / "sdist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {member.name.partition("/")[2] for member in tar if member.isfile()}
+    needed = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert needed | _modules() | set(INPUTS) <= packed
 
 
 def test_entry_points_resolve(plain_wheel: Wheel) -> None:

@@ -40,14 +40,19 @@ class Wheel:
         return done.stdout
 
 
-def build(folder: Path, environment: dict[str, str]) -> Wheel:
-    """Builds in a copy of the tree, so that nothing left in it by another build gets into the wheel."""
-    tree = folder / "tree"
+def copy_tree(tree: Path) -> None:
+    """Copies what a build reads, so that nothing left in this tree by another build gets into its result."""
     unwanted = shutil.ignore_patterns("*.so", "__pycache__")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tree / name, ignore=unwanted)
     for name in INPUTS:
         shutil.copy2(ROOT / name, tree / name)
+
+
+def build(folder: Path, environment: dict[str, str]) -> Wheel:
+    """A wheel of this tree, built and unpacked below `folder`."""
+    tree = folder / "tree"
+    copy_tree(tree)
     if (ROOT / "build" / "kernels").exists():  # with its times, by which ninja knows that the objects are up to date
         shutil.copytree(ROOT / "build" / "kernels", tree / "build" / "kernels")
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", str(folder), "."]
