@@ -40,9 +40,9 @@ def get_scheduler_metadata(
 ) -> Tensor:
     """Plans a step on the GPU, from lengths that are there: nothing waits.
 
-    Pass the result as `scheduler_metadata` to calls with the same lengths, heads, head dim, mask and `max_seqlen_q`; which
-    layer's q, k and v they read does not matter. Calls that use one metadata tensor must run one after the other: it also
-    holds the counters by which the parts of a split row find each other.
+    Pass the result as `scheduler_metadata` to calls with the same lengths, heads, head dim, mask and `max_seqlen_q`;
+    which layer's q, k and v they read does not matter. Calls that use one metadata tensor must run one after the
+    other: it also holds the counters by which the parts of a split row find each other.
 
     Args:
         batch_size: sequences in the batch.

@@ -51,7 +51,7 @@ def plain_attention(q, k, v, scale, causal, window):
 
 
 def check(case: Case, out, lse):
-    """max|out - ref| <= 2 max|plain - ref| + 2 max|ref + 0.3 - 0.3 - ref|, sequence by sequence; lse within fp32's noise."""
+    """max|out - ref| <= 2 max|plain - ref| + 2 max|ref + 0.3 - 0.3 - ref| in each sequence; lse within fp32's noise."""
     kwargs = case.kwargs
     causal, window = kwargs.get("causal", False), kwargs.get("window_size", (-1, -1))
     assert not torch.isnan(out).any(), "NaN in the output"
@@ -117,7 +117,7 @@ def packed(sequences, slack=3, **kwargs):
 
 
 def pages(sequences, page_size, *, generator_seed=0, by_head=False, joined=True, spare=3):
-    """K and V caches of scattered pages, NaN wherever no key was written, and a table that is huge past each sequence's end."""
+    """Caches of scattered pages, NaN wherever no key was written, and a table that is huge past each sequence's end."""
     _, k0, _ = sequences[0]
     heads_k, d, dtype = k0.shape[1], k0.shape[2], k0.dtype
     counts = [-(-s[1].shape[0] // page_size) for s in sequences]

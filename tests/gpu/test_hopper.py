@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random as py_random
 
+import accuracy
 import pytest
 import torch
-
-import accuracy
 
 HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (6, 1), (32, 8), (20, 1)]
 MASKS = [
@@ -126,9 +125,14 @@ def test_output_is_written_nowhere_else():
 def test_cache_append():
     sequences = accuracy.make_sequences([2] * 3, [500, 1, 64], 8, 2, 128, torch.bfloat16, 6)
     case = accuracy.kvcache(sequences, 600, causal=True)
-    new = [accuracy.random(3, 2, 2, 128, dtype=torch.bfloat16, generator=torch.Generator("cuda").manual_seed(i)) for i in (1, 2)]
+    new = [
+        accuracy.random(3, 2, 2, 128, dtype=torch.bfloat16, generator=torch.Generator("cuda").manual_seed(i))
+        for i in (1, 2)
+    ]
     case.kwargs |= {"k": new[0], "v": new[1]}
-    case.sequences = [(q, torch.cat([k, new[0][b]]), torch.cat([v, new[1][b]])) for b, (q, k, v) in enumerate(sequences)]
+    case.sequences = [
+        (q, torch.cat([k, new[0][b]]), torch.cat([v, new[1][b]])) for b, (q, k, v) in enumerate(sequences)
+    ]
     accuracy.check(case, *case.run())
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import accuracy
 import pytest
 import torch
 
 from lite_attention import get_scheduler_metadata, scheduler_metadata_size
-import accuracy
 
 
 def decode_case(lens_k, seed=0, heads=(8, 2), head_dim=128):
@@ -70,7 +70,9 @@ def test_graph_follows_the_lengths(shared_metadata):
 
     def plan():
         if shared_metadata:
-            get_scheduler_metadata(*shape, cu_seqlens_q=starts, total_q=batch, seqused_k=used, causal=True, out=metadata)
+            get_scheduler_metadata(
+                *shape, cu_seqlens_q=starts, total_q=batch, seqused_k=used, causal=True, out=metadata
+            )
 
     def run():
         return accuracy.flash_attn_varlen_func(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from lite_attention import __version__
+
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
 
@@ -23,7 +25,7 @@ from processes import run  # noqa: E402
 from texts import PROMPTS  # noqa: E402
 
 LITE = "LITE_ATTENTION"
-COMPUTES = f"{LITE} {importlib.metadata.version('lite-attention')} computes attention by the kernel for NVIDIA"
+COMPUTES = f"{LITE} {__version__} computes attention by the kernel for NVIDIA"
 
 
 def missing() -> str | None:
