@@ -1,14 +1,17 @@
-"""The CPU path: PyTorch's fused attention for the CPU, one sequence at a time.
+"""The CPU path: PyTorch's fused attention for the CPU.
 
-Each sequence's pages are gathered, and its query rows go in blocks, each over the slice of keys that some row of it
-sees. So causal and windowed calls skip most of what they mask, and only blocks on an edge of the mask need one. ALiBi
-rides on the mask; sinks follow from the lse. Padding the sequences of a decode batch into one call was measured slower
-than one call each, for 1 to 32 sequences of 100 to 2000 tokens.
+Query rows go in blocks, each over the slice of keys that some row of it sees. So causal and windowed calls skip most of
+what they mask, and only blocks on an edge of the mask need one. ALiBi rides on the mask; sinks follow from the lse.
+
+Sequences of one row, which decoding has many of, share calls where their lengths round to the same padded length. Fewer
+and larger calls keep more threads busy. As its padding follows from its own length, a sequence's answer does not depend
+on the rest of the batch, but for the last bit of float32, which the BLAS may round either way.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ from lite_attention.problem import Problem, Sequence
 
 BLOCK_ROWS = 128
 FOLD_ROWS = 8  # up to here the heads of a GQA group are rows of one product: 4 times as fast for one bfloat16 row
+PADDING = 128  # keys; from 1024 keys on an eighth of the length, rounded down to a power of two
+KEYS_AT_ONCE = 1 << 16  # copied from pages for one call
 
 
 def run(problem: Problem) -> None:
@@ -26,13 +31,60 @@ def run(problem: Problem) -> None:
         reference.run(problem)
         return
     sequences = list(problem.sequences())
+    together = problem.paged and problem.window_left < 0 and problem.alibi_slopes is None
+    padded = defaultdict(list)
     for sequence in sequences:
-        _attend(problem, sequence)
+        if together and sequence.q_len == 1 and sequence.k_len > 0:
+            padded[_padded_pages(sequence.k_len, problem.page_size)].append(sequence)
+        else:
+            _attend(problem, sequence)
+    for pages, some in padded.items():
+        count = max(1, KEYS_AT_ONCE // (pages * problem.page_size))
+        for start in range(0, len(some), count):
+            _attend_rows(problem, some[start : start + count], pages)
     if not problem.out.isfinite().all():
-        # Where one row of a block sees a NaN or infinity, the fused kernel gives 0 * NaN to rows that don't see it.
+        # A NaN or infinity reaches all rows of a call as 0 * NaN, be it in a page's unused end or in a key that another
+        # row sees. A call of one sequence has no unused keys, and the reference none that a row doesn't see.
         for sequence in sequences:
-            if not problem.rows(sequence)[1].isfinite().all():
-                reference.run_sequence(problem, sequence)
+            for compute in (_attend, reference.run_sequence):
+                if not problem.rows(sequence)[1].isfinite().all():
+                    compute(problem, sequence)
+
+
+def _padded_pages(k_len: int, page_size: int) -> int:
+    """The pages that `k_len` keys are padded to."""
+    grain = max(PADDING, 1 << max(k_len.bit_length() - 4, 0))
+    return -(-(-(-k_len // grain) * grain) // page_size)
+
+
+def _attend_rows(problem: Problem, sequences: list[Sequence], pages: int) -> None:
+    """Sequences of one row each, which sees all keys, over that many pages each."""
+    batch, heads, heads_k, head_dim = len(sequences), problem.heads, problem.heads_k, problem.head_dim
+    index = torch.tensor([sequence.index for sequence in sequences])
+    lengths = torch.tensor([sequence.k_len for sequence in sequences])[:, None]
+    # Pages after the last are the last again: theirs to read, and masked.
+    page = torch.arange(pages).minimum((lengths - 1) // problem.page_size)
+    table = problem.block_table[index].gather(1, page).flatten()
+    k, v = (
+        x.index_select(0, table).view(batch, pages * problem.page_size, heads_k, head_dim).transpose(1, 2)
+        for x in (problem.k, problem.v)
+    )
+    unused = torch.arange(pages * problem.page_size) >= lengths
+    mask = torch.zeros(unused.shape).masked_fill_(unused, -math.inf)[:, None, None]
+    if problem.varlen:
+        rows = torch.tensor([sequence.q_start for sequence in sequences])
+        q, out, lse = problem.q, problem.out, problem.lse.T
+    else:
+        rows, q, out, lse = index, problem.q[:, 0], problem.out[:, 0], problem.lse[:, :, 0]
+    q = q.index_select(0, rows).view(batch, heads_k, heads // heads_k, head_dim)
+    result, result_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, attn_mask=mask, scale=problem.softmax_scale
+    )
+    result, result_lse = result.reshape(batch, heads, head_dim), result_lse.reshape(batch, heads)
+    if problem.sinks is not None:
+        result, result_lse = _with_sinks(result, result_lse, problem.sinks)
+    out.index_copy_(0, rows, result.to(out.dtype))
+    lse.index_copy_(0, rows, result_lse)
 
 
 def _attend(problem: Problem, sequence: Sequence) -> None:
@@ -46,19 +98,24 @@ def _attend(problem: Problem, sequence: Sequence) -> None:
         blind = min(max(blind, -shift - right), seqlen_q)
     if blind > 0:
         out[:blind] = 0
-        lse[:, :blind] = -math.inf
+        lse[:, :blind] = -math.inf if problem.sinks is None else problem.sinks[:, None]
     for start in range(blind, seqlen_q, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, seqlen_q)
         first = max(start + shift - left, 0) if left >= 0 else 0
         last = min(stop + shift + right, seqlen_k) if right >= 0 else seqlen_k
         mask = _mask(start + shift, stop + shift, first, last, left, right, problem.slopes(sequence))
         result, result_lse = _fused(q[start:stop], k[first:last], v[first:last], mask, problem.softmax_scale)
+        if problem.sinks is not None:
+            result, result_lse = _with_sinks(result, result_lse.T, problem.sinks)
+            result_lse = result_lse.T
         out[start:stop] = result
         lse[:, start:stop] = result_lse
-    if problem.sinks is not None:
-        with_sink = torch.logaddexp(lse, problem.sinks[:, None])
-        out *= torch.exp(lse - with_sink).nan_to_num_(nan=0.0).T[:, :, None]
-        lse.copy_(with_sink)
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """out (rows, heads, head_dim) and lse (rows, heads) once `exp(sinks)` joins the denominators."""
+    joined = torch.logaddexp(lse, sinks)
+    return out * torch.exp(lse - joined)[..., None], joined
 
 
 def _mask(start: int, stop: int, first: int, last: int, left: int, right: int, slopes: Tensor | None) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Attention as LiteAttention means it: the specification, in plain PyTorch, on any device.
 
 Everything else in this package must give these answers up to rounding. All arithmetic is float32 whatever the inputs
-are, and one sequence is computed at a time, from the keys that belong to it and no others. (On a GPU a switch of PyTorch may
-turn float32 products into TF32; it is off unless the caller turned it on.)
+are, and one sequence is computed at a time, from the keys that belong to it and no others. (On a GPU a switch of
+PyTorch may turn float32 products into TF32; it is off unless the caller turned it on.)
 """
 
 from __future__ import annotations

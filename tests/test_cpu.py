@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LAYOUTS, Call, Case, assert_matches, cases
+from cases import HUGE, LAYOUTS, Call, Case, assert_matches, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_attention import cpu, flash_attn_func, reference
+from lite_attention import cpu, flash_attn_func, flash_attn_varlen_func, reference
 
 
 @given(st.one_of(cases(), cases(max_q=300, max_k=500)))
@@ -44,6 +44,63 @@ def test_every_layout_and_block(layout, rows, alibi):
     assert_matches(call.run("cpu"), call.run("reference"), case.dtype)
 
 
+def decode(lengths, dtype=torch.float32, causal=True, **kwargs):
+    """A row of each of these sequences over shuffled pages of 16, whose unused slots are NaN."""
+    counts = [-(-length // 16) for length in lengths]
+    generator = torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(shape, generator=generator).to(dtype)  # noqa: E731
+    q, k, v = new(len(lengths), 6, 32), new(sum(counts), 16, 2, 32), new(sum(counts), 16, 2, 32)
+    table = torch.full((len(lengths), max(counts)), HUGE, dtype=torch.int32)
+    order = torch.randperm(sum(counts), generator=generator, dtype=torch.int32)
+    for row, pages, length in zip(table, order.split(counts), lengths, strict=True):
+        row[: len(pages)] = pages
+        if length % 16:
+            k[pages[-1], length % 16 :] = v[pages[-1], length % 16 :] = torch.nan
+
+    def run(some):
+        return flash_attn_varlen_func(
+            q[some],
+            k,
+            v,
+            torch.arange(len(some) + 1, dtype=torch.int32),
+            None,
+            1,
+            max(lengths),
+            causal=causal,
+            seqused_k=torch.tensor([lengths[b] for b in some], dtype=torch.int32),
+            block_table=table[some],
+            return_softmax_lse=True,
+            **kwargs,
+        )
+
+    return run
+
+
+LENGTHS = (1, 15, 16, 100, 127, 128, 129, 250, 1000, 1025, 2000, 1900, 3, 200)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("keys_at_once", [1, 400, 1 << 16])
+def test_decode_of_many_sequences(dtype, sinks, keys_at_once, monkeypatch):
+    monkeypatch.setattr(cpu, "KEYS_AT_ONCE", keys_at_once)
+    sinks = torch.arange(6.0) if sinks else None
+    everything = list(range(len(LENGTHS)))
+    out, lse = decode(LENGTHS, dtype, sinks=sinks)(everything)
+    expected, expected_lse = decode(LENGTHS, dtype, sinks=sinks, backend="reference")(everything)
+    assert_matches(([out], [lse]), ([expected], [expected_lse]), dtype, roundings=4, lse_tolerance=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sequence_does_not_depend_on_its_batch(dtype):
+    run = decode(LENGTHS, dtype)
+    everything = list(range(len(LENGTHS)))
+    out, lse = run(everything)
+    for some in ([5], [12], [9, 3], everything[::-1], everything[::2]):
+        out_some, lse_some = run(some)
+        assert torch.equal(out_some, out[some]) and torch.equal(lse_some, lse[:, some])
+
+
 def test_the_fused_kernel_computes_what_it_can(monkeypatch):
     """Without the reference at hand the CPU path still computes everything but softcap."""
 
@@ -53,6 +110,7 @@ def test_the_fused_kernel_computes_what_it_can(monkeypatch):
     q, k = torch.randn(2, 5, 4, 8), torch.randn(2, 9, 2, 8)
     monkeypatch.setattr(reference, "attend", refuse)
     flash_attn_func(q, k, k, causal=True, window_size=(3, 0), alibi_slopes=torch.rand(4), sinks=torch.rand(4))
+    assert decode(LENGTHS)(list(range(len(LENGTHS))))[0].isfinite().all()
     with pytest.raises(AssertionError, match="the reference was called"):
         flash_attn_func(q, k, k, softcap=3.0)
 
