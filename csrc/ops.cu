@@ -1,5 +1,6 @@
-// The CUDA side of torch.ops.lite_attention, on PyTorch's stable ABI. Python (lite_attention/ops.py) owns the schemas and has checked
-// what a caller can get wrong; the checks here keep a direct call of the op from reading memory that is not there.
+// The CUDA side of torch.ops.lite_attention, on PyTorch's stable ABI. Python (lite_attention/ops.py) owns the schemas
+// and has checked what a caller can get wrong; the checks here keep a direct call of the op from reading memory that is
+// not there.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -29,7 +30,8 @@ constexpr int kDecodeRows = 64;  // kBlockM of the decode tiles
 
 cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "lite_attention: no CUDA stream on device ", device);
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "lite_attention: no CUDA stream on device ",
+                  device);
   return static_cast<cudaStream_t>(stream);
 }
 
@@ -39,36 +41,40 @@ void check_cuda(cudaError_t error, const char* what) {
 
 int multiprocessors(int device) {
   int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "reading the number of multiprocessors");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "reading the number of multiprocessors");
   return count;
 }
 
 const int* int_data(const OptionalTensor& x, const char* name) {
   if (!x) return nullptr;
-  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Int, "lite_attention: ", name, " must be an int32 CUDA tensor");
+  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Int, "lite_attention: ", name,
+                  " must be an int32 CUDA tensor");
   return static_cast<const int*>(x->data_ptr());
 }
 
-// Strides of a tensor whose last two dimensions are (heads, head_dim); `batched` says whether a batch, or a page, leads.
+// Strides of a tensor whose last two dimensions are (heads, head_dim); `batched` says whether a batch, or a page,
+// leads.
 Strides strides_of(const Tensor& x, bool batched) {
   int64_t dims = x.dim();
   return {batched ? x.stride(0) : 0, x.stride(dims - 3), x.stride(dims - 2)};
 }
 
 void check_operand(const Tensor& x, const Tensor& q, const char* name) {
-  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == q.scalar_type(), "lite_attention: ",
-                  name, " must have the device and dtype of q");
+  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == q.scalar_type(),
+                  "lite_attention: ", name, " must have the device and dtype of q");
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.stride(x.dim() - 1) == 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % 8 == 0);
-  STD_TORCH_CHECK(aligned, "lite_attention: ", name, " needs a contiguous head_dim, 16-byte alignment and strides in multiples of 8 elements");
+  STD_TORCH_CHECK(aligned, "lite_attention: ", name,
+                  " needs a contiguous head_dim, 16-byte alignment and strides in multiples of 8 elements");
 }
 
 struct Heads {
   int64_t q, k;
 };
 
-// Which kernel's tile serves this shape, and how heads are packed into it. A function of shapes alone: the plan and every launch
-// that reads it must agree.
+// Which kernel's tile serves this shape, and how heads are packed into it. A function of shapes alone: the plan and
+// every launch that reads it must agree.
 struct Selection {
   bool decode;
   Packing packing;
@@ -93,27 +99,30 @@ Selection select(sm90::ElementType element, int64_t head_dim, Heads heads, int64
 
 sm90::ElementType element_of(const Tensor& q) {
   ScalarType type = q.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "lite_attention: q must be bfloat16 or float16");
+  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half,
+                  "lite_attention: q must be bfloat16 or float16");
   return type == ScalarType::BFloat16 ? sm90::ElementType::kBFloat16 : sm90::ElementType::kHalf;
 }
 
-int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seqlen_q, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
-                                int64_t device) {
+int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seqlen_q, int64_t num_heads,
+                                int64_t num_heads_k, int64_t head_dim, int64_t device) {
   // Tiles are the same for both element types.
   Selection selection = select(sm90::ElementType::kBFloat16, head_dim, {num_heads, num_heads_k}, max_seqlen_q);
   return sm90::PlanBounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device))).words();
 }
 
-void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, OptionalTensor seqused_k, int64_t batch,
-                            int64_t total_q, int64_t max_seqlen_q, int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k,
-                            int64_t head_dim, int64_t window_left, int64_t window_right) {
+void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
+                            OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
+                            int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
+                            int64_t window_left, int64_t window_right) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   Selection selection = select(sm90::ElementType::kBFloat16, head_dim, {num_heads, num_heads_k}, max_seqlen_q);
   sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device));
-  STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int && metadata.numel() >= bounds.words() &&
-                      (metadata.dim() != 1 || metadata.stride(0) == 1),
-                  "lite_attention: metadata must be a contiguous int32 CUDA tensor of at least ", bounds.words(), " elements");
+  STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
+                      metadata.numel() >= bounds.words() && (metadata.dim() != 1 || metadata.stride(0) == 1),
+                  "lite_attention: metadata must be a contiguous int32 CUDA tensor of at least ", bounds.words(),
+                  " elements");
   Lengths lengths{int(batch),
                   int(batch > 0 ? total_q / batch : 0),
                   int(max_seqlen_k),
@@ -123,14 +132,17 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
                   int(window_left),
                   int(window_right)};
   sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), selection.decode);
-  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths, selection.packing, kernel.tile, current_stream(device)),
+  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths, selection.packing, kernel.tile,
+                               current_stream(device)),
              "launching the plan");
 }
 
 void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
-         OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q, int64_t max_seqlen_k,
-         double softmax_scale, int64_t window_left, int64_t window_right, double softcap, OptionalTensor alibi_slopes, OptionalTensor sinks) {
-  STD_TORCH_CHECK(softcap == 0.0 && !alibi_slopes && !sinks, "lite_attention: the Hopper kernel has no softcap, alibi_slopes or sinks");
+         OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
+         int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
+         OptionalTensor alibi_slopes, OptionalTensor sinks) {
+  STD_TORCH_CHECK(softcap == 0.0 && !alibi_slopes && !sinks,
+                  "lite_attention: the Hopper kernel has no softcap, alibi_slopes or sinks");
   check_operand(q, q, "q");
   check_operand(k, q, "k");
   check_operand(v, q, "v");
@@ -165,7 +177,8 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   params.out = out.data_ptr();
   params.out_strides = strides_of(out, !varlen_q);
   params.lse = static_cast<float*>(lse.data_ptr());
-  params.lse_strides = varlen_q ? Strides{0, lse.stride(1), lse.stride(0)} : Strides{lse.stride(0), lse.stride(2), lse.stride(1)};
+  params.lse_strides =
+      varlen_q ? Strides{0, lse.stride(1), lse.stride(0)} : Strides{lse.stride(0), lse.stride(2), lse.stride(1)};
   params.softmax_scale = float(softmax_scale);
   params.k_has_batch = k_batched;
   if (paged) {
@@ -173,16 +186,19 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
     params.block_table_stride = block_table->stride(0);
     params.page_size = int(k.size(1));
     params.page_rows = std::gcd(params.page_size, kernel.tile.block_n);
-    STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ", params.page_size);
+    STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ",
+                    params.page_size);
   }
 
   const bool outer_k = paged || k_batched;
   auto source = [&](const Tensor& x, bool outer) {
-    return sm90::MapSource{x.data_ptr(),       element, x.size(x.dim() - 3), x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1,
+    return sm90::MapSource{x.data_ptr(),        element,  x.size(x.dim() - 3),
+                           x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1,
                            strides_of(x, outer)};
   };
   const int box_tokens = paged ? params.page_rows : kernel.tile.block_n, box_slabs = paged ? 1 : int(head_dim / 64);
-  CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q), params.packing.pack, params.packing.tokens_per_tile);
+  CUresult made =
+      sm90::make_q_map(params.map_q, source(q, !varlen_q), params.packing.pack, params.packing.tokens_per_tile);
   if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, outer_k), box_tokens, box_slabs);
   if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, outer_k), box_tokens, box_slabs);
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
@@ -191,7 +207,8 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   std::optional<Tensor> plan = scheduler_metadata;
   if (!plan) {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
-    check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing, kernel.tile, stream),
+    check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing,
+                                 kernel.tile, stream),
                "launching the plan");
   }
   params.plan = static_cast<int*>(plan->data_ptr());

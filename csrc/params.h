@@ -1,4 +1,5 @@
-// Everything a launch of the forward kernel needs, by value: host code fills it, device code reads it from constant memory.
+// Everything a launch of the forward kernel needs, by value: host code fills it, device code reads it from constant
+// memory.
 #pragma once
 
 #include <cuda.h>

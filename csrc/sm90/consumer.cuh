@@ -1,8 +1,8 @@
 // The consumer warpgroups: QK, mask, softmax, PV. Each owns 64 rows of the tile of queries.
 //
-// Two overlaps hide the softmax (FlashAttention-3, arXiv 2407.08608): inside a warpgroup QK of the next KV tile is issued before PV of this
-// one, and the softmax of the next runs under it; between warpgroups, turns at the tensor cores let one compute exponentials while another
-// multiplies.
+// Two overlaps hide the softmax (FlashAttention-3, arXiv 2407.08608): inside a warpgroup QK of the next KV tile is
+// issued before PV of this one, and the softmax of the next runs under it; between warpgroups, turns at the tensor
+// cores let one compute exponentials while another multiplies.
 #pragma once
 
 #include "sm90/epilogue.cuh"
@@ -14,7 +14,8 @@
 
 namespace lite_attention::sm90 {
 
-// Warpgroups issue their products in turn, round robin. A named barrier of two warpgroups passes the turn from one to the next.
+// Warpgroups issue their products in turn, round robin. A named barrier of two warpgroups passes the turn from one to
+// the next.
 template <class Traits>
 struct Turn {
   static constexpr bool kUsed = Traits::kConsumerWarpgroups > 1;
@@ -27,12 +28,14 @@ struct Turn {
     if constexpr (kUsed) cutlass::arch::NamedBarrier::sync(256, kTurn + warpgroup);
   }
   __device__ void pass() const {
-    if constexpr (kUsed) cutlass::arch::NamedBarrier::arrive(256, kTurn + (warpgroup + 1) % Traits::kConsumerWarpgroups);
+    if constexpr (kUsed)
+      cutlass::arch::NamedBarrier::arrive(256, kTurn + (warpgroup + 1) % Traits::kConsumerWarpgroups);
   }
 };
 
-// 0 * NaN is NaN: probabilities of masked keys are zero, but rows of V that nobody wrote may hold anything, so they are zeroed before
-// PV reads them. Every warpgroup zeroes all such rows for itself, which needs no barrier between warpgroups.
+// 0 * NaN is NaN: probabilities of masked keys are zero, but rows of V that nobody wrote may hold anything, so they are
+// zeroed before PV reads them. Every warpgroup zeroes all such rows for itself, which needs no barrier between
+// warpgroups.
 template <class Traits>
 __device__ void zero_rows(typename Traits::Element* v_stage, int begin, int end) {
   constexpr int kVectors = Traits::kRowBytes / 16;
@@ -72,12 +75,9 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kStages> ring_k, ring_v;
   uint32_t q_phase = 0;
   Turn<Traits> turn(warpgroup);
-  Ring<Traits::kWorkStages> ring_work;
+  WorkRing<Traits> ring_work(smem);
   while (true) {
-    smem.work_full[ring_work.stage].wait(ring_work.phase);
-    const Work work = smem.work[ring_work.stage];
-    release(smem.work_empty[ring_work.stage]);
-    ring_work.advance();
+    const Work work = ring_work.get();
     if (work.parts == 0) break;
     Sequence seq(params.lengths, work.batch);
     Epilogue<Traits> epilogue(params, smem, work, seq, row);
@@ -108,8 +108,8 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
       zero_rows<Traits>(v_stage(), end, Traits::kBlockN);
     }
 
-    // One KV tile, whose K has arrived. Waiting for the next K stands between the softmax and the wait for PV for a reason: with no
-    // branch there, ptxas hoists that wait above the exponentials, and nothing overlaps.
+    // One KV tile, whose K has arrived. Waiting for the next K stands between the softmax and the wait for PV for a
+    // reason: with no branch there, ptxas hoists that wait above the exponentials, and nothing overlaps.
     auto step = [&](int n, auto masked) __attribute__((always_inline)) {
       turn.wait();
       gemm_async<GMMA::ScaleOut::Zero>(mma_qk, rQ, rK(_, _, _, ring_k.stage), scores);
@@ -133,14 +133,16 @@ __device__ void consume(const FwdParams& params, typename Traits::SharedStorage&
       to_operand(scores, probs);
     };
     if (n > work.n_begin) smem.k_full[ring_k.stage].wait(ring_k.phase);
-    // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of a window.
+    // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of a
+    // window.
     for (--n; n >= max(work.n_begin, mask.clean_end); --n) step(n, true_type{});
     for (; n >= max(work.n_begin, mask.clean_begin); --n) step(n, false_type{});
     for (; n >= work.n_begin; --n) step(n, true_type{});
 
     release(smem.q_empty);
     smem.v_full[ring_v.stage].wait(ring_v.phase);
-    if (int begin = mask.first_valid - work.n_begin * Traits::kBlockN; begin > 0) zero_rows<Traits>(v_stage(), 0, begin);
+    if (int begin = mask.first_valid - work.n_begin * Traits::kBlockN; begin > 0)
+      zero_rows<Traits>(v_stage(), 0, begin);
     gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v.stage), output);
     float normalise[2], lse[2];
     softmax.finish(params.softmax_scale, normalise, lse);

@@ -1,7 +1,7 @@
 // From registers to memory: the finished rows of a tile, or one part of a tile that several blocks share.
 //
-// The parts of a tile are added by the block that finishes last, always in the order of their keys, so the result does not depend on
-// which block that is. A second launch for the sums would cost more than they do.
+// The parts of a tile are added by the block that finishes last, always in the order of their keys, so the result does
+// not depend on which block that is. A second launch for the sums would cost more than they do.
 #pragma once
 
 #include "sm90/scheduler.cuh"
@@ -30,7 +30,8 @@ class Epilogue {
   using Element = typename Traits::Element;
 
  public:
-  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Sequence& seq, int row)
+  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work,
+                      const Sequence& seq, int row)
       : params_(params), smem_(smem), work_(work), row_(row) {
     const Packing& packing = params.packing;
     first_token_ = work.m_tile * packing.tokens_per_tile;
@@ -39,7 +40,8 @@ class Epilogue {
     int64_t token0 = int64_t{seq.q_begin} + first_token_, head0 = work.head_tile * packing.pack;
     out_ = static_cast<Element*>(params.out) + batch * params.out_strides.batch + token0 * params.out_strides.token +
            head0 * params.out_strides.head;
-    lse_ = params.lse + batch * params.lse_strides.batch + token0 * params.lse_strides.token + head0 * params.lse_strides.head;
+    lse_ = params.lse + batch * params.lse_strides.batch + token0 * params.lse_strides.token +
+           head0 * params.lse_strides.head;
   }
 
   // Rows that see no key: zeros, and -inf for the log-sum-exp.
@@ -91,13 +93,16 @@ class Epilogue {
           words[k] = reinterpret_cast<const uint32_t&>(pair);
         }
         quad_transpose(words);
-        if (to) *reinterpret_cast<uint4*>(to + 32 * group + 8 * quad_lane) = make_uint4(words[0], words[1], words[2], words[3]);
+        if (to)
+          *reinterpret_cast<uint4*>(to + 32 * group + 8 * quad_lane) =
+              make_uint4(words[0], words[1], words[2], words[3]);
       }
       if (to && quad_lane == 0) *lse_row(row) = lse[i];
     }
   }
 
-  // A block has at most two parts: the end of an item that another block began, and the beginning of one that another will end.
+  // A block has at most two parts: the end of an item that another block began, and the beginning of one that another
+  // will end.
   __device__ int64_t slot(int cta) const { return 2 * cta + (cta == work_.first_cta); }
 
   template <class Output>
@@ -153,7 +158,8 @@ class Epilogue {
       }
       float inverse = sum == 0.f ? 1.f : 1.f / sum;
       cutlass::NumericArrayConverter<Element, float, 4> convert;
-      auto result = convert(cutlass::Array<float, 4>{acc.x * inverse, acc.y * inverse, acc.z * inverse, acc.w * inverse});
+      auto result =
+          convert(cutlass::Array<float, 4>{acc.x * inverse, acc.y * inverse, acc.z * inverse, acc.w * inverse});
       *reinterpret_cast<uint2*>(out_row(row) + column) = reinterpret_cast<const uint2&>(result);
       if (column == 0) *lse_row(row) = sum == 0.f ? -INFINITY : offset + logf(sum);
     }

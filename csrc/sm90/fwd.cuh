@@ -12,13 +12,16 @@ namespace lite_attention::sm90 {
 template <class Traits>
 __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_constant__ FwdParams params) {
   extern __shared__ uint8_t raw_smem[];
-  auto& smem = *reinterpret_cast<typename Traits::SharedStorage*>((reinterpret_cast<uintptr_t>(raw_smem) + 1023) / 1024 * 1024);
+  auto& smem =
+      *reinterpret_cast<typename Traits::SharedStorage*>((reinterpret_cast<uintptr_t>(raw_smem) + 1023) / 1024 * 1024);
 
   if (threadIdx.x == 0) {
     const PlanHeader& plan = *Plan(params.plan).header;
-    if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack || plan.num_ctas != gridDim.x) {
-      // Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to run on would be
-      // silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of the kernel.
+    if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
+        plan.num_ctas != gridDim.x) {
+      // Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to
+      // run on would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of
+      // the kernel.
       __trap();
     }
     for (const CUtensorMap* map : {&params.map_q, &params.map_k, &params.map_v}) {
@@ -28,14 +31,14 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     smem.q_full.init(1);
     smem.q_empty.init(kConsumerWarps);
     for (int stage = 0; stage < Traits::kStages; ++stage) {
-      smem.k_full[stage].init(1);
+      smem.k_full[stage].init(Traits::kLoadWarps);
       smem.k_empty[stage].init(kConsumerWarps);
-      smem.v_full[stage].init(1);
+      smem.v_full[stage].init(Traits::kLoadWarps);
       smem.v_empty[stage].init(kConsumerWarps);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
       smem.work_full[stage].init(1);
-      smem.work_empty[stage].init(kConsumerWarps);
+      smem.work_empty[stage].init(kConsumerWarps + Traits::kProducerWarps - 1);
     }
     cutlass::arch::fence_barrier_init();
   }
@@ -43,7 +46,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
 
   if (cutlass::canonical_warp_group_idx() == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    if (cutlass::canonical_warp_idx_sync() == 0) produce<Traits>(params, smem);
+    produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
   } else {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
     consume<Traits>(params, smem);

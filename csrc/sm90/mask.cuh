@@ -12,8 +12,8 @@ namespace lite_attention::sm90 {
 // A thread of the wgmma accumulator holds two rows, 8 apart, and in each the columns 8 * v + 2 * (lane % 4) + {0, 1}.
 struct Mask {
   int first_key[2], end_key[2];  // per row of this thread
-  int clean_begin, clean_end;  // tiles [clean_begin, clean_end) are visible to every row of the tile of queries
-  int first_valid;             // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
+  int clean_begin, clean_end;    // tiles [clean_begin, clean_end) are visible to every row of the tile of queries
+  int first_valid;               // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
   int seqlen_k;
 
   __device__ Mask(const Lengths& lengths, const Sequence& seq, const Packing& packing, int block_n, int m_tile, int row)

@@ -5,11 +5,13 @@
 
 namespace lite_attention::sm90 {
 
-// Issues C (+)= A B over all k blocks as one committed group; the caller waits. A and B are fragments of one stage: (MMA, M or N, K).
+// Issues C (+)= A B over all k blocks as one committed group; the caller waits. A and B are fragments of one stage:
+// (MMA, M or N, K).
 template <GMMA::ScaleOut kFirst, class Mma, class A, class B, class C>
 __device__ void gemm_async(Mma& mma, const A& a, const B& b, C& c) {
   warpgroup_fence_operand(c);
-  if constexpr (!is_base_of<GMMA::DescriptorIterator, typename Mma::FrgTypeA>::value) warpgroup_fence_operand(const_cast<A&>(a));
+  if constexpr (!is_base_of<GMMA::DescriptorIterator, typename Mma::FrgTypeA>::value)
+    warpgroup_fence_operand(const_cast<A&>(a));
   warpgroup_arrive();
   mma.accumulate_ = kFirst;
 #pragma unroll
@@ -27,18 +29,20 @@ __device__ void gemm_wait(C& c) {
   warpgroup_fence_operand(c);
 }
 
-// The accumulator of one product as the A operand of the next. For 16-bit types a thread holds both in the same order: pairs of
-// columns, then the two rows, then column groups of 8; two groups make one k block of 16.
+// The accumulator of one product as the A operand of the next. For 16-bit types a thread holds both in the same order:
+// pairs of columns, then the two rows, then column groups of 8; two groups make one k block of 16.
 template <class Element, class Scores>
 __device__ auto make_operand(const Scores&) {
-  return make_tensor<Element>(Layout<cute::Shape<cute::Shape<_2, _2, _2>, _1, Int<decltype(size(Scores{}))::value / 8>>>{});
+  return make_tensor<Element>(
+      Layout<cute::Shape<cute::Shape<_2, _2, _2>, _1, Int<decltype(size(Scores{}))::value / 8>>>{});
 }
 
 template <class Scores, class Operand>
 __device__ void to_operand(const Scores& scores, Operand& operand) {
   using Element = typename Operand::value_type;
   cutlass::NumericArrayConverter<Element, float, 2> convert;
-  Tensor words = recast<uint32_t>(operand);  // element by element the compiler would take pairs apart and join them again
+  Tensor words =
+      recast<uint32_t>(operand);  // element by element the compiler would take pairs apart and join them again
 #pragma unroll
   for (int i = 0; i < size(words); ++i) {
     auto pair = convert(cutlass::Array<float, 2>{scores(2 * i), scores(2 * i + 1)});

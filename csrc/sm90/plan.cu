@@ -30,7 +30,8 @@ __device__ int block_exclusive_sum(int value, int& total) {
   return before + inclusive - value;
 }
 
-__global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBounds bounds, Lengths lengths, Packing packing, Tile tile) {
+__global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBounds bounds, Lengths lengths,
+                                                            Packing packing, Tile tile) {
   int* arrivals = words + sizeof(PlanHeader) / 4;
   int4* entries = reinterpret_cast<int4*>(words + bounds.entries());
   int* prefix = words + bounds.prefix();
@@ -48,7 +49,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     if (b < lengths.batch) offsets[b] = num_entries + before;
     num_entries += total;
   }
-  // The host sized the plan from the shapes; lengths that exceed them are the caller's error and must not write past it.
+  // The host sized the plan from the shapes; lengths that exceed them are the caller's error and must not write past
+  // it.
   num_entries = min(num_entries, bounds.max_entries);
   if (threadIdx.x == 0) offsets[lengths.batch] = num_entries;
   __syncthreads();
@@ -89,7 +91,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     prefix[num_entries] = total_weight;
     int64_t total = int64_t{total_weight} * packing.head_tiles;
     int64_t run = (total + bounds.num_ctas - 1) / bounds.num_ctas;
-    bool whole = int64_t{num_entries} * packing.head_tiles >= int64_t{kWholeItemsPerBlock} * bounds.num_ctas && longest <= run;
+    bool whole =
+        int64_t{num_entries} * packing.head_tiles >= int64_t{kWholeItemsPerBlock} * bounds.num_ctas && longest <= run;
     PlanHeader& header = *reinterpret_cast<PlanHeader*>(words);
     header.total = total;
     header.run = max(run, int64_t{1});
@@ -107,8 +110,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
 
 }  // namespace
 
-cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing, const Tile& tile,
-                        cudaStream_t stream) {
+cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
+                        const Tile& tile, cudaStream_t stream) {
   plan_kernel<<<1, kPlanThreads, 0, stream>>>(words, bounds, lengths, packing, tile);
   return cudaGetLastError();
 }

@@ -1,8 +1,9 @@
-// The plan of one step: which tiles of queries there are, how many KV tiles each visits, and how they are dealt to the thread blocks.
+// The plan of one step: which tiles of queries there are, how many KV tiles each visits, and how they are dealt to the
+// thread blocks.
 //
-// It depends on lengths alone, so one plan serves every layer of a model. It is made on the device from device lengths: no host
-// synchronisation, and a CUDA graph replays it with whatever the lengths have become. The tensor that holds it says itself where its
-// parts are, so that a kernel captured with one batch size reads a plan made for another.
+// It depends on lengths alone, so one plan serves every layer of a model. It is made on the device from device lengths:
+// no host synchronisation, and a CUDA graph replays it with whatever the lengths have become. The tensor that holds it
+// says itself where its parts are, so that a kernel captured with one batch size reads a plan made for another.
 #pragma once
 
 #include "params.h"
@@ -11,8 +12,8 @@
 namespace lite_attention::sm90 {
 
 // kWhole: work is many short items; a block that is done takes the next one, and an item is never split.
-// kStream: the KV tiles of all items, laid end to end, are cut into num_ctas equal runs; an item on a cut is computed in parts
-// by consecutive blocks ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
+// kStream: the KV tiles of all items, laid end to end, are cut into num_ctas equal runs; an item on a cut is computed
+// in parts by consecutive blocks ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
 enum class PlanMode : int { kWhole = 0, kStream = 1 };
 
 struct PlanHeader {
@@ -22,7 +23,8 @@ struct PlanHeader {
   PlanMode mode;
   int block_m, block_n, pack, num_ctas;  // whom it was made for
   int entries, prefix;                   // where these arrays begin, in words from the header
-  int taken, finished;                   // kWhole: items taken after each block's first, blocks that found no more; zero between launches
+  int taken,
+      finished;  // kWhole: items taken after each block's first, blocks that found no more; zero between launches
 };
 
 // The arrays of a plan. After the header come num_ctas arrival counters, zero between launches.
@@ -49,10 +51,13 @@ struct PlanBounds {
 
   __host__ __device__ int entries() const { return (int(sizeof(PlanHeader)) / 4 + num_ctas + 3) / 4 * 4; }
   __host__ __device__ int prefix() const { return entries() + 4 * max_entries; }
-  __host__ __device__ int offsets() const { return prefix() + max_entries + 1; }  // (batch + 1) first entry of each sequence: the plan kernel's scratch
+  __host__ __device__ int offsets() const {
+    return prefix() + max_entries + 1;
+  }  // (batch + 1) first entry of each sequence: the plan kernel's scratch
   int64_t words() const { return int64_t{offsets()} + batch + 1; }
 };
 
-cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing, const Tile& tile, cudaStream_t stream);
+cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
+                        const Tile& tile, cudaStream_t stream);
 
 }  // namespace lite_attention::sm90

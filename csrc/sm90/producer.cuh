@@ -1,4 +1,7 @@
-// The producer warp: keeps the rings of K and V tiles full by TMA, and Q one work item ahead.
+// The producer warps: they keep the rings of K and V tiles full by TMA, and Q one work item ahead.
+//
+// Two warps load K and two load V. A warp issues the boxes of its lanes one by one, 40 to 50 cycles each, so small
+// pages need several.
 #pragma once
 
 #include "sm90/pipeline.cuh"
@@ -8,62 +11,81 @@
 
 namespace lite_attention::sm90 {
 
-__device__ inline void tma_load(const CUtensorMap& map, uint64_t* barrier, void* smem, int c0, int c1, int c2, int c3, int c4) {
-  SM90_TMA_LOAD_5D::copy(&map, barrier, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), smem, c0, c1, c2, c3, c4);
+__device__ inline void tma_load(const CUtensorMap& map, uint64_t* barrier, void* smem, int c0, int c1, int c2, int c3,
+                                int c4) {
+  SM90_TMA_LOAD_5D::copy(&map, barrier, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL), smem, c0, c1, c2, c3,
+                         c4);
 }
 
-// Where the K or V tile n of one sequence and head comes from, and how it is fetched into a stage.
+// One lane's share of a paged tile: a box of page_rows tokens and 64 columns. Looked up a tile ahead, off the path
+// between a free stage and its refill, because the page's number comes from device memory and its row from a division.
+struct Box {
+  int page = 0, row = 0;
+};
+
+// Where the K or V tile n of one sequence and head comes from, and how it is fetched into a stage. All lanes of the
+// warp call together.
 template <class Traits>
 class TileLoader {
+  using FullBarrier = typename Traits::FullBarrier;
+  using Element = typename Traits::Element;
+
  public:
-  __device__ TileLoader(const FwdParams& params, const Sequence& seq, int batch, int kv_head)
-      : params_(params), seqlen_k_(seq.seqlen_k), kv_head_(kv_head) {
+  // `part` is which of the warps that share a tile this one is.
+  __device__ TileLoader(const FwdParams& params, const CUtensorMap& map, const Sequence& seq, int batch, int kv_head,
+                        int part)
+      : params_(params), map_(map), seqlen_k_(seq.seqlen_k), kv_head_(kv_head), part_(part) {
     if (params.block_table) {
       table_ = params.block_table + batch * params.block_table_stride;
+      int box = lane() * Traits::kLoadWarps + part;
+      slab_ = box % Traits::kSlabs;
+      tile_row_ = box / Traits::kSlabs * params.page_rows;
     } else {
       token0_ = seq.k_begin;
       batch_ = params.k_has_batch ? batch : 0;
     }
   }
 
-  // The page of this lane's box in a tile. Asked for a tile ahead, because the answer comes from device memory.
-  __device__ int page(int n_tile) const {
-    if (!table_ || lane() >= boxes(n_tile)) return 0;
-    return table_[(n_tile * Traits::kBlockN + lane() / Traits::kSlabs * params_.page_rows) / params_.page_size];
+  __device__ Box find(int n_tile) const {
+    if (!table_ || !has_box(n_tile)) return {};
+    int token = n_tile * Traits::kBlockN + tile_row_, page = token / params_.page_size;
+    return {table_[page], token - page * params_.page_size};
   }
 
-  // All lanes of the warp. The barrier's phase completes when the bytes have landed.
-  __device__ void load(const CUtensorMap& map, typename Traits::FullBarrier& full, typename Traits::Element* smem, int n_tile, int page) const {
-    table_ ? load_pages(map, full, smem, n_tile, page) : load_contiguous(map, full, smem, n_tile);
+  // The barrier's phase completes when the bytes have landed.
+  __device__ void load(FullBarrier& full, Element* smem, int n_tile, Box box) const {
+    table_ ? load_pages(full, smem, n_tile, box) : load_contiguous(full, smem, n_tile);
   }
 
  private:
+  static_assert(Traits::kBlockN / 16 * Traits::kSlabs <= 32 * Traits::kLoadWarps, "a lane has one box of a tile");
+
   __device__ static int lane() { return threadIdx.x % 32; }
 
-  // One box for each (run of page_rows tokens, slab of 64 columns). Pages past the last key are not loaded and their numbers not
-  // read; what the stage holds there instead is masked.
-  __device__ int boxes(int n_tile) const {
-    int valid = min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN);
-    return (valid + params_.page_rows - 1) / params_.page_rows * Traits::kSlabs;
+  // Pages past the last key are not loaded and their numbers not read; what the stage holds there instead is masked.
+  __device__ bool has_box(int n_tile) const {
+    return tile_row_ < min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN);
   }
-  static_assert(Traits::kBlockN / 16 * Traits::kSlabs <= 32, "a lane issues one box of a tile");
 
   // One box for the whole tile; rows past the tensor's end arrive as zeros.
-  __device__ void load_contiguous(const CUtensorMap& map, typename Traits::FullBarrier& full, typename Traits::Element* smem, int n_tile) const {
-    if (lane() == 0) {
+  __device__ void load_contiguous(FullBarrier& full, Element* smem, int n_tile) const {
+    if (lane() != 0) return;
+    if (part_ == 0) {
       full.arrive_and_expect_tx(Traits::kTileBytesKV);
-      tma_load(map, barrier_of(full), smem, 0, token0_ + n_tile * Traits::kBlockN, 0, kv_head_, batch_);
+      tma_load(map_, barrier_of(full), smem, 0, token0_ + n_tile * Traits::kBlockN, 0, kv_head_, batch_);
+    } else {
+      full.arrive();
     }
   }
 
-  __device__ void load_pages(const CUtensorMap& map, typename Traits::FullBarrier& full, typename Traits::Element* smem, int n_tile, int page) const {
-    int rows = params_.page_rows, count = boxes(n_tile);
-    if (lane() == 0) full.arrive_and_expect_tx(count * rows * Traits::kRowBytes);
+  __device__ void load_pages(FullBarrier& full, Element* smem, int n_tile, Box box) const {
+    const bool mine = has_box(n_tile);
+    const int boxes = __popc(__ballot_sync(~0u, mine));
+    if (lane() == 0) full.arrive_and_expect_tx(boxes * params_.page_rows * Traits::kRowBytes);
     __syncwarp();
-    if (lane() < count) {
-      int slab = lane() % Traits::kSlabs, row = lane() / Traits::kSlabs * rows;
-      auto* to = smem + (slab * Traits::kBlockN + row) * Traits::kSlabColumns;
-      tma_load(map, barrier_of(full), to, 0, (n_tile * Traits::kBlockN + row) % params_.page_size, slab, kv_head_, page);
+    if (mine) {
+      auto* to = smem + (slab_ * Traits::kBlockN + tile_row_) * Traits::kSlabColumns;
+      tma_load(map_, barrier_of(full), to, 0, box.row, slab_, kv_head_, box.page);
     }
   }
 
@@ -72,71 +94,73 @@ class TileLoader {
   }
 
   const FwdParams& params_;
+  const CUtensorMap& map_;
   const int* table_ = nullptr;
-  int seqlen_k_, kv_head_;
-  int token0_ = 0, batch_ = 0;
+  int seqlen_k_, kv_head_, part_;
+  int token0_ = 0, batch_ = 0;   // contiguous keys
+  int slab_ = 0, tile_row_ = 0;  // paged keys: this lane's box in every tile
 };
 
 template <class Traits>
-__device__ void load_q(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Sequence& seq) {
+__device__ void load_q(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work,
+                       const Sequence& seq) {
   const Packing& packing = params.packing;
   int bytes = packing.tokens_per_tile * packing.pack * Traits::kRowBytes * Traits::kSlabs;
   smem.q_full.arrive_and_expect_tx(bytes);
   int batch = params.lengths.cu_seqlens_q ? 0 : work.batch;
   for (int slab = 0; slab < Traits::kSlabs; ++slab) {
-    tma_load(params.map_q, reinterpret_cast<uint64_t*>(&smem.q_full), smem.q + slab * Traits::kBlockM * Traits::kSlabColumns, 0,
-             work.head_tile * packing.pack, seq.q_begin + work.m_tile * packing.tokens_per_tile, slab, batch);
+    tma_load(params.map_q, reinterpret_cast<uint64_t*>(&smem.q_full),
+             smem.q + slab * Traits::kBlockM * Traits::kSlabColumns, 0, work.head_tile * packing.pack,
+             seq.q_begin + work.m_tile * packing.tokens_per_tile, slab, batch);
   }
 }
 
-// K and V tiles go out from the last to the first, so that masked tiles come first: K(n-1), then V(n), K(n-2), ...
+// The work of one ring, from the last tile to the first, so that masked tiles come first.
 template <class Traits>
-__device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem) {
-  constexpr int kTileElements = Traits::kBlockN * Traits::kHeadDim;
-  const bool leader = threadIdx.x % 32 == 0;
-  Ring<Traits::kStages> ring_k, ring_v;
-  Ring<Traits::kWorkStages> ring_work;
+__device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, typename Traits::FullBarrier* full,
+                              typename Traits::EmptyBarrier* empty, typename Traits::Element* tiles,
+                              Ring<Traits::kStages>& ring) {
+  Box box = loader.find(work.n_end - 1);
+  for (int n = work.n_end - 1; n >= work.n_begin; --n) {
+    Box next = n > work.n_begin ? loader.find(n - 1) : Box{};
+    empty[ring.stage].wait(ring.phase ^ 1);
+    loader.load(full[ring.stage], tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
+    ring.advance();
+    box = next;
+  }
+}
+
+// Warp 0 asks for the work and tells all others, producers and consumers, through the work ring.
+template <class Traits>
+__device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp) {
+  const bool scheduling = warp == 0, leader = threadIdx.x % 32 == 0, loads_v = warp % 2;
+  const int part = warp / 2;
+  Ring<Traits::kStages> ring;
+  WorkRing<Traits> ring_work(smem);
   uint32_t q_phase = 0;
   Scheduler scheduler(params);
   while (true) {
-    const Work work = scheduler.next();
-    smem.work_empty[ring_work.stage].wait(ring_work.phase ^ 1);
-    if (leader) {
-      smem.work[ring_work.stage] = work;
-      smem.work_full[ring_work.stage].arrive();
+    Work work;
+    if (scheduling) {
+      work = scheduler.next();
+      ring_work.put(work);
+    } else {
+      work = ring_work.get();
     }
-    ring_work.advance();
     if (work.parts == 0) break;
     if (work.n_begin >= work.n_end) continue;
 
     Sequence seq(params.lengths, work.batch);
-    int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
-    TileLoader<Traits> loader(params, seq, work.batch, kv_head);
-    auto load_k = [&](int n, int page) {
-      smem.k_empty[ring_k.stage].wait(ring_k.phase ^ 1);
-      loader.load(params.map_k, smem.k_full[ring_k.stage], smem.k + ring_k.stage * kTileElements, n, page);
-      ring_k.advance();
-    };
-    auto load_v = [&](int n, int page) {
-      smem.v_empty[ring_v.stage].wait(ring_v.phase ^ 1);
-      loader.load(params.map_v, smem.v_full[ring_v.stage], smem.v + ring_v.stage * kTileElements, n, page);
-      ring_v.advance();
-    };
-
-    int n = work.n_end - 1, page = loader.page(n);
-    int next_page = n > work.n_begin ? loader.page(n - 1) : 0;
-    load_k(n, page);  // the first K does not wait for the last item's queries to be free
-    smem.q_empty.wait(q_phase ^ 1);
-    if (leader) load_q<Traits>(params, smem, work, seq);
-    q_phase ^= 1;
-    for (--n; n >= work.n_begin; --n) {
-      int page_after = n > work.n_begin ? loader.page(n - 1) : 0;
-      load_k(n, next_page);
-      load_v(n + 1, page);
-      page = next_page;
-      next_page = page_after;
+    if (loads_v &&
+        part == 0) {  // K does not wait for the last item's queries to be done with, and V is not needed as soon
+      smem.q_empty.wait(q_phase ^ 1);
+      if (leader) load_q<Traits>(params, smem, work, seq);
+      q_phase ^= 1;
     }
-    load_v(work.n_begin, page);
+    int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
+    TileLoader<Traits> loader(params, loads_v ? params.map_v : params.map_k, seq, work.batch, kv_head, part);
+    loads_v ? produce_tiles<Traits>(loader, work, smem.v_full, smem.v_empty, smem.v, ring)
+            : produce_tiles<Traits>(loader, work, smem.k_full, smem.k_empty, smem.k, ring);
   }
 }
 

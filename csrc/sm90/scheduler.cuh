@@ -1,4 +1,5 @@
-// Deals the plan's work to this block: the producer warp asks for it and hands it to the consumers through shared memory.
+// Deals the plan's work to this block: one producer warp asks for it and tells the others through shared memory
+// (pipeline.cuh).
 #pragma once
 
 #include "sm90/plan.cuh"
@@ -12,7 +13,7 @@ struct Work {
   int first_cta;       // the block that has the item's first tiles
 };
 
-// The producer warp's side. All lanes call together and get the same.
+// The scheduling warp's side. All lanes call together and get the same.
 class Scheduler {
  public:
   __device__ explicit Scheduler(const FwdParams& params)

@@ -1,4 +1,5 @@
-// One sequence of the batch: where its queries and keys begin, how many there are, and which KV tiles a tile of queries sees.
+// One sequence of the batch: where its queries and keys begin, how many there are, and which KV tiles a tile of queries
+// sees.
 #pragma once
 
 #include "params.h"
@@ -20,7 +21,8 @@ struct Sequence {
                                       : lengths.seqlen_k;
   }
 
-  // Query token t sees the keys [first_key(t), end_key(t)). Widened, because 1M tokens and a large window are near 2^31.
+  // Query token t sees the keys [first_key(t), end_key(t)). Widened, because 1M tokens and a large window are near
+  // 2^31.
   __device__ int first_key(const Lengths& lengths, int token) const {
     if (lengths.window_left < 0) return 0;
     int64_t key = int64_t{token} + seqlen_k - seqlen_q - lengths.window_left;

@@ -1,5 +1,5 @@
-// Online softmax over KV tiles (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691) for the two rows that a
-// thread of the wgmma accumulator holds. A row's columns are spread over the four threads of a quad.
+// Online softmax over KV tiles (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691) for the
+// two rows that a thread of the wgmma accumulator holds. A row's columns are spread over the four threads of a quad.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,21 +25,24 @@ __device__ inline float quad_sum(float x) {
 }
 
 struct OnlineSoftmax {
-  // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What counts is that
-  // numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from overflow in fp16 and bf16.
+  // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
+  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
+  // overflow in fp16 and bf16.
   static constexpr float kSlack = 8.f;
-  // Groups of 8 columns handled at a time: the maxima of one chunk, on the ALUs, run under the exponentials of the one before.
+  // Groups of 8 columns handled at a time: the maxima of one chunk, on the ALUs, run under the exponentials of the one
+  // before.
   static constexpr int kChunk = 4;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  float offset[2] = {0.f, 0.f};   // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
+  float offset[2] = {
+      0.f, 0.f};  // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
-  // Turns scores into probabilities relative to the running max. True where the max of any row of the warp moved: then what was summed
-  // before must be multiplied by rescale.
+  // Turns scores into probabilities relative to the running max. True where the max of any row of the warp moved: then
+  // what was summed before must be multiplied by rescale.
   template <class Scores>
   __device__ bool step(Scores& scores, float (&rescale)[2]) {
     constexpr int kGroups = decltype(cute::size(scores))::value / 4;
@@ -53,7 +56,8 @@ struct OnlineSoftmax {
       bool over = (high[0] - row_max[0]) * scale_log2 > kSlack || (high[1] - row_max[1]) * scale_log2 > kSlack;
       if (__any_sync(~0u, over)) {
         moved = true;
-        float by[2] = {raise<0>(quad_max(thread_max<0>(scores, chunk, kGroups))), raise<1>(quad_max(thread_max<1>(scores, chunk, kGroups)))};
+        float by[2] = {raise<0>(quad_max(thread_max<0>(scores, chunk, kGroups))),
+                       raise<1>(quad_max(thread_max<1>(scores, chunk, kGroups)))};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           rescale[i] *= by[i];
@@ -75,7 +79,8 @@ struct OnlineSoftmax {
     return moved;
   }
 
-  // After the last tile: the factor that normalises each row, and its log-sum-exp in natural units (-inf where no key was seen).
+  // After the last tile: the factor that normalises each row, and its log-sum-exp in natural units (-inf where no key
+  // was seen).
   __device__ void finish(float softmax_scale, float (&normalise)[2], float (&lse)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -20,7 +20,8 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
     void* pointer = nullptr;
     cudaDriverEntryPointQueryResult found{};
     cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &pointer, 12000, cudaEnableDefault, &found);
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found == cudaDriverEntryPointSuccess ? pointer : nullptr);
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found == cudaDriverEntryPointSuccess ? pointer
+                                                                                                    : nullptr);
   }();
   return function;
 }
@@ -34,9 +35,11 @@ CUresult encode(CUtensorMap& map, const MapSource& source, const Dimension (&out
     strides[i] = outer[i].size <= 1 ? kSlabBytes : outer[i].stride_bytes;  // of one element only the base matters
     box[i + 1] = outer[i].box;
   }
-  auto type = source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  return encoder()(&map, type, 5, const_cast<void*>(source.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  auto type =
+      source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  return encoder()(&map, type, 5, const_cast<void*>(source.data), sizes, strides, box, steps,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace

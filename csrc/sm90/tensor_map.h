@@ -1,4 +1,5 @@
-// TMA descriptors of Q, K and V: five dimensions, boxes of 64 columns that land as slabs under the 128-byte swizzle (sm90/traits.cuh).
+// TMA descriptors of Q, K and V: five dimensions, boxes of 64 columns that land as slabs under the 128-byte swizzle
+// (sm90/traits.cuh).
 #pragma once
 
 #include <cuda.h>
@@ -8,8 +9,9 @@
 
 namespace lite_attention::sm90 {
 
-// A tensor as (64 columns, rows, slabs of 64 columns, heads, outer), where rows are tokens and outer is the batch or the page.
-// For Q the two inner dimensions are swapped to (64 columns, heads, tokens, slabs, outer), so that packed heads are neighbours.
+// A tensor as (64 columns, rows, slabs of 64 columns, heads, outer), where rows are tokens and outer is the batch or
+// the page. For Q the two inner dimensions are swapped to (64 columns, heads, tokens, slabs, outer), so that packed
+// heads are neighbours.
 struct MapSource {
   const void* data;
   ElementType element;

@@ -18,11 +18,11 @@ template <int kHeadDim, bool kDecode>
 struct TileShape {};
 template <>
 struct TileShape<64, false> {
-  static constexpr int kBlockM = 192, kBlockN = 128, kStages = 2;
+  static constexpr int kBlockM = 192, kBlockN = 128, kStages = 4;
 };
 template <>
 struct TileShape<128, false> {
-  static constexpr int kBlockM = 128, kBlockN = 128, kStages = 2;
+  static constexpr int kBlockM = 128, kBlockN = 128, kStages = 3;
 };
 template <>
 struct TileShape<64, true> {
@@ -48,7 +48,11 @@ struct Traits {
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
 
-  // Items that the producer may be ahead of the consumers.
+  // Producer warps for each of K and V.
+  static constexpr int kLoadWarps = 2;
+  static constexpr int kProducerWarps = 2 * kLoadWarps;
+
+  // Items that the scheduling warp may be ahead of the others.
   static constexpr int kWorkStages = 2;
 
   // Registers a thread, by role. One consumer warpgroup beside the producer can have the maximum without moving any.

@@ -6,7 +6,8 @@ template <>
 Kernel kernel<ElementType::kHalf, 128>(bool decode) {
   using Prefill = Traits<cutlass::half_t, 128, false>;
   using Decode = Traits<cutlass::half_t, 128, true>;
-  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>} : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
+  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>}
+                : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
 }
 
 }  // namespace lite_attention::sm90

@@ -6,7 +6,8 @@ template <>
 Kernel kernel<ElementType::kBFloat16, 64>(bool decode) {
   using Prefill = Traits<cutlass::bfloat16_t, 64, false>;
   using Decode = Traits<cutlass::bfloat16_t, 64, true>;
-  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>} : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
+  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>}
+                : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
 }
 
 }  // namespace lite_attention::sm90
