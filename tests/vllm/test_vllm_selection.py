@@ -106,15 +106,17 @@ def test_the_variable_is_known_to_vllm_where_it_chooses(model):
     assert not any("Unknown vLLM environment variable" in line for line in result["log"])
 
 
-def test_installed_but_not_chosen_changes_nothing(model, probe):
+def test_installed_but_not_chosen_changes_nothing(model, probe, tmp_path):
     """The same start with and without the plugin: one name more, and only the plugin's own small modules imported."""
     assert probe["nothing"]["backend"] is None
     assert not any("LITE" in line for line in probe["nothing"]["log"])
     cases = [{"kwargs": {"model": model, "enforce_eager": True}}]
     groups = ("vllm.platform_plugins", "vllm.general_plugins")
     names = {plugin.name for group in groups for plugin in importlib.metadata.entry_points(group=group)}
-    without = run("probe_selection.py", cases, VLLM_PLUGINS=",".join(names - {"lite_attention"}))
-    with_plugin = run("probe_selection.py", cases)
+    others = {"VLLM_PLUGINS": ",".join(names - {"lite_attention"})}
+    # What vLLM imports depends on what it finds in its cache: each run starts with none.
+    without = run("probe_selection.py", cases, VLLM_CACHE_ROOT=str(tmp_path / "without"), **others)
+    with_plugin = run("probe_selection.py", cases, VLLM_CACHE_ROOT=str(tmp_path / "with"))
     assert with_plugin["platform"] == without["platform"]
     assert with_plugin["results"] == without["results"]
     assert set(with_plugin["backends"]) - set(without["backends"]) == {OURS}
