@@ -80,14 +80,23 @@ LENGTHS = (1, 15, 16, 100, 127, 128, 129, 250, 1000, 1025, 2000, 1900, 3, 200)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sinks", [False, True])
-@pytest.mark.parametrize("keys_at_once", [1, 400, 1 << 16])
-def test_decode_of_many_sequences(dtype, sinks, keys_at_once, monkeypatch):
+@pytest.mark.parametrize("keys_at_once", [400, 1 << 16])
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {},
+        {"sinks": torch.arange(6.0)},
+        {"window_size": (40, -1)},
+        {"alibi_slopes": torch.arange(6.0) / 6},
+        {"alibi_slopes": torch.arange(6.0 * len(LENGTHS)).view(-1, 6) / 100},
+    ],
+    ids=["plain", "sinks", "window", "alibi_heads", "alibi_batch"],
+)
+def test_decode_of_many_sequences(dtype, keys_at_once, feature, monkeypatch):
     monkeypatch.setattr(cpu, "KEYS_AT_ONCE", keys_at_once)
-    sinks = torch.arange(6.0) if sinks else None
     everything = list(range(len(LENGTHS)))
-    out, lse = decode(LENGTHS, dtype, sinks=sinks)(everything)
-    expected, expected_lse = decode(LENGTHS, dtype, sinks=sinks, backend="reference")(everything)
+    out, lse = decode(LENGTHS, dtype, **feature)(everything)
+    expected, expected_lse = decode(LENGTHS, dtype, **feature, backend="reference")(everything)
     assert_matches(([out], [lse]), ([expected], [expected_lse]), dtype, roundings=4, lse_tolerance=1e-4)
 
 
