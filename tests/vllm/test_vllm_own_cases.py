@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from conftest import vllm_version
+from processes import vllm_version
 from smollm2 import cache_directory
 from vllm_sdist import vllm_tests
 
