@@ -192,9 +192,10 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
 
   const bool outer_k = paged || k_batched;
   auto source = [&](const Tensor& x, bool outer) {
-    return sm90::MapSource{x.data_ptr(),        element,  x.size(x.dim() - 3),
-                           x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1,
-                           strides_of(x, outer)};
+    // An empty tensor has no memory, and a descriptor wants an address even where no box is ever loaded through it.
+    const void* data = x.numel() > 0 ? x.data_ptr() : q.data_ptr();
+    return sm90::MapSource{
+        data, element, x.size(x.dim() - 3), x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1, strides_of(x, outer)};
   };
   const int box_tokens = paged ? params.page_rows : kernel.tile.block_n, box_slabs = paged ? 1 : int(head_dim / 64);
   CUresult made =

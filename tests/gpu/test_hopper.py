@@ -158,17 +158,20 @@ def test_long_context():
     accuracy.check(case, *case.run())
 
 
-@pytest.mark.parametrize("layout", ["fixed", "packed"])
+@pytest.mark.parametrize("layout", ["no batch", "no keys", "no keys used"])
 def test_nothing_to_do(layout):
-    if layout == "fixed":
+    if layout == "no batch":
         q = torch.empty(0, 5, 4, 64, device="cuda", dtype=torch.bfloat16)
         assert accuracy.flash_attn_func(q, q, q).shape == q.shape
+        return
+    if layout == "no keys":
+        q, k = (torch.randn(2, n, 4, 64, device="cuda", dtype=torch.bfloat16) for n in (5, 0))
+        out, lse = accuracy.flash_attn_func(q, k, k, return_softmax_lse=True)
     else:
         sequences = accuracy.make_sequences([3, 0], [0, 0], 4, 2, 64, torch.bfloat16, 9)
-        case = accuracy.packed(sequences, slack=1)
-        out, lse = case.run()
-        assert (out == 0).all()
-        assert (lse == float("-inf")).all()
+        out, lse = accuracy.packed(sequences, slack=1).run()
+    assert (out == 0).all()
+    assert (lse == float("-inf")).all()
 
 
 REFUSED = [
