@@ -147,6 +147,8 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   check_operand(k, q, "k");
   check_operand(v, q, "v");
   check_operand(out, q, "out");
+  STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
+                  "lite_attention: lse must be float32 on CUDA");
   const bool varlen_q = cu_seqlens_q.has_value(), paged = block_table.has_value();
   const bool k_batched = !paged && k.dim() == 4;
   const int64_t batch = varlen_q ? cu_seqlens_q->size(0) - 1 : q.size(0);
@@ -206,7 +208,11 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
   std::optional<Tensor> plan = scheduler_metadata;
-  if (!plan) {
+  if (plan) {
+    int_data(plan, "scheduler_metadata");
+    STD_TORCH_CHECK(plan->numel() >= bounds.entries(), "lite_attention: scheduler_metadata has ", plan->numel(),
+                    " elements; get_scheduler_metadata makes more");
+  } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
     check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing,
                                  kernel.tile, stream),

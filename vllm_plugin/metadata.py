@@ -38,7 +38,8 @@ class LiteAttentionMetadata(AttentionMetadata):
     block_table: torch.Tensor  # (num_reqs, max_blocks); entries beyond a request's pages are arbitrary
     slot_mapping: torch.Tensor  # (num_tokens,), int64 in spite of the above
     causal: bool
-    scheduler_metadata: torch.Tensor | None = None  # the kernel's schedule for this step
+    scheduler_metadata: torch.Tensor | None = None  # the kernel's schedule for this step; without, each call plans
+    planned_for: tuple[int, ...] | None = None  # `StepSchedule.shape` of the schedule
 
 
 class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadata]):
@@ -87,6 +88,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             slot_mapping=common.slot_mapping,
             causal=common.causal,
             scheduler_metadata=self.schedule and self.schedule.plan(common),
+            planned_for=self.schedule and self.schedule.shape,
         )
 
     def update_block_table(
@@ -96,6 +98,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         other = copy.copy(metadata)
         other.block_table = blk_table
         other.slot_mapping = slot_mapping
+        if self.schedule is None or self.schedule.shape != metadata.planned_for:
+            other.scheduler_metadata = None  # the plan of layers with other heads or another window
         return other
 
     def use_cascade_attention(self, *args: object, **kwargs: object) -> bool:  # 0.26 - 0.31

@@ -26,6 +26,7 @@ class StepSchedule:
     def __init__(self, impl: LiteAttentionImpl, vllm_config: VllmConfig, device: torch.device) -> None:
         self.heads = (impl.num_heads, impl.num_kv_heads, impl.head_size)
         self.window_left = impl.window_left
+        self.shape = (*self.heads, self.window_left)  # what a plan holds for, besides the lengths
         scheduler = vllm_config.scheduler_config
         # The longest plan is that of the smallest tiles, which are the ones for decode.
         words = scheduler_metadata_size(

@@ -34,10 +34,10 @@ class Epilogue {
                       const Sequence& seq, int row)
       : params_(params), smem_(smem), work_(work), row_(row) {
     const Packing& packing = params.packing;
-    first_token_ = work.m_tile * packing.tokens_per_tile;
-    rows_ = min(packing.tokens_per_tile, seq.seqlen_q - first_token_) * packing.pack;
+    const int first_token = work.m_tile * packing.tokens_per_tile;
+    rows_ = min(packing.tokens_per_tile, seq.seqlen_q - first_token) * packing.pack;
     int batch = params.lengths.cu_seqlens_q ? 0 : work.batch;
-    int64_t token0 = int64_t{seq.q_begin} + first_token_, head0 = work.head_tile * packing.pack;
+    int64_t token0 = int64_t{seq.q_begin} + first_token, head0 = work.head_tile * packing.pack;
     out_ = static_cast<Element*>(params.out) + batch * params.out_strides.batch + token0 * params.out_strides.token +
            head0 * params.out_strides.head;
     lse_ = params.lse + batch * params.lse_strides.batch + token0 * params.lse_strides.token +
@@ -175,7 +175,7 @@ class Epilogue {
   const FwdParams& params_;
   typename Traits::SharedStorage& smem_;
   const Work& work_;
-  int row_, rows_, first_token_;
+  int row_, rows_;
   Element* out_;
   float* lse_;
 };

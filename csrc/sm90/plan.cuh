@@ -23,8 +23,8 @@ struct PlanHeader {
   PlanMode mode;
   int block_m, block_n, pack, num_ctas;  // whom it was made for
   int entries, prefix;                   // where these arrays begin, in words from the header
-  int taken,
-      finished;  // kWhole: items taken after each block's first, blocks that found no more; zero between launches
+  // kWhole: items taken after each block's first, and blocks that found no more; zero between launches.
+  int taken, finished;
 };
 
 // The arrays of a plan. After the header come num_ctas arrival counters, zero between launches.

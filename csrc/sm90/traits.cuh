@@ -33,11 +33,10 @@ struct TileShape<128, true> {
   static constexpr int kBlockM = 64, kBlockN = 128, kStages = 3;
 };
 
-template <class Element_, int kHeadDim_, bool kDecode_>
+template <class Element_, int kHeadDim_, bool kDecode>
 struct Traits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr bool kDecode = kDecode_;
 
   using Shape = TileShape<kHeadDim, kDecode>;
   static constexpr int kBlockM = Shape::kBlockM;
@@ -69,7 +68,6 @@ struct Traits {
   static_assert(kHeadDim % kSlabColumns == 0, "head dims between slabs need predicated columns");
   static_assert(kBlockN % 16 == 0, "pages are multiples of 16 tokens and must not straddle a tile's end");
 
-  static constexpr int kTileBytesQ = kBlockM * kHeadDim * sizeof(Element);
   static constexpr int kTileBytesKV = kBlockN * kHeadDim * sizeof(Element);
 
   using LayoutAtom = GMMA::Layout_K_SW128_Atom<Element>;

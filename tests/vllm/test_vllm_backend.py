@@ -390,3 +390,8 @@ def test_another_group_gets_its_own_pages(builder):
     assert other.slot_mapping is slots
     assert other.seq_lens is metadata.seq_lens
     assert metadata.block_table is not pages
+    plan = torch.zeros(8, dtype=torch.int32)
+    metadata.scheduler_metadata, metadata.planned_for = plan, (8, 2, 64, -1)
+    for shape, expected in (((8, 2, 64, -1), plan), ((8, 2, 64, 511), None)):
+        builder.schedule = SimpleNamespace(shape=shape)
+        assert builder.update_block_table(metadata, pages, slots).scheduler_metadata is expected
