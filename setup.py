@@ -30,7 +30,8 @@ GIB_PER_JOB = 3  # peak of one nvcc on a CUTLASS kernel
 
 NVCC_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr --expt-extended-lambda "
-    "-DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA -Xcompiler=-fPIC,-fvisibility=hidden"
+    "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED -DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA "
+    "-Xcompiler=-fPIC,-fvisibility=hidden"
 )
 LINK_FLAGS = "-shared -Xlinker=--no-as-needed,-z,defs,--exclude-libs,ALL -ltorch -ltorch_cpu -ltorch_cuda -lc10"
 

@@ -1,7 +1,8 @@
 """Runs the GPU test suite on a Hopper machine and writes down what passed, on which GPU, with which versions.
 
     python benchmarks/gpu_suite.py run kernels --commit "$(git rev-parse HEAD)" --out results/
-    python benchmarks/gpu_suite.py run memcheck --out results/      # compute-sanitizer, over a few cases of each kernel
+    python benchmarks/gpu_suite.py run memcheck --out results/      # compute-sanitizer, a few cases of each kernel;
+                                                                    # racecheck and synccheck likewise
     python benchmarks/gpu_suite.py run vllm --out results/          # needs vLLM, and LiteAttention installed beside it
     python benchmarks/gpu_suite.py table results/*.json             # a table in Markdown, to be committed
 
@@ -27,11 +28,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_TESTS = ["tests/gpu/test_hopper.py", "tests/gpu/test_hopper_runtime.py"]
 # Three seeds of each layout for each kernel, split rows and shared plans: under the sanitizer a test takes seconds.
-MEMCHECK = "(test_random_shapes and 3-) or (test_long_decode and 16-) or test_metadata_serves or test_nothing_to_do"
+SANITIZED = "(test_random_shapes and 3-) or (test_long_decode and 16-) or test_metadata_serves or test_nothing_to_do"
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
-    "memcheck": (["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"], [*KERNEL_TESTS, "-k", MEMCHECK]),
     "vllm": ([], ["tests/gpu/test_vllm_gpu.py"]),
+} | {
+    tool: (["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"], [*KERNEL_TESTS, "-k", SANITIZED])
+    for tool in ("memcheck", "racecheck", "synccheck")
 }
 
 

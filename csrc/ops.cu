@@ -26,8 +26,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int kDecodeRows = 64;  // kBlockM of the decode tiles
-
 cudaStream_t current_stream(int device) {
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "lite_attention: no CUDA stream on device ",
@@ -44,6 +42,13 @@ int multiprocessors(int device) {
   check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
              "reading the number of multiprocessors");
   return count;
+}
+
+const float* float_data(const OptionalTensor& x, const char* name) {
+  if (!x) return nullptr;
+  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Float, "lite_attention: ", name,
+                  " must be a float32 CUDA tensor");
+  return static_cast<const float*>(x->data_ptr());
 }
 
 const int* int_data(const OptionalTensor& x, const char* name) {
@@ -73,29 +78,36 @@ struct Heads {
   int64_t q, k;
 };
 
-// Which kernel's tile serves this shape, and how heads are packed into it. A function of shapes alone: the plan and
-// every launch that reads it must agree.
+// Which tile serves a call, and how heads are packed into it. A function of shapes and mask alone: the plan and every
+// launch that reads it must agree.
 struct Selection {
-  bool decode;
+  sm90::TileKind kind;
+  sm90::Tile tile;
   Packing packing;
 
-  Selection(Heads heads, int64_t max_seqlen_q, int prefill_rows) {
-    int group = int(heads.q / heads.k);
-    decode = max_seqlen_q * group <= kDecodeRows;
-    int rows = decode ? kDecodeRows : prefill_rows;
-    packing.pack = std::min(group, rows);
+  Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right,
+            bool paged) {
+    constexpr int kRows = sm90::kRowsPerWarpgroup;
+    const int group = int(heads.q / heads.k);
+    if (max_seqlen_q * group <= kRows) {
+      kind = sm90::TileKind::kDecode;
+    } else if (paged) {
+      kind = sm90::TileKind::kPaged;
+    } else {
+      kind = window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
+    }
+    // Tiles are the same for all element types and score modifications.
+    sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), kind, false);
+    STD_TORCH_CHECK(kernel.launch, "lite_attention: no kernel for head_dim ", head_dim);
+    tile = kernel.tile;
+    packing.pack = std::min(group, kRows);
     while (group % packing.pack != 0) --packing.pack;
-    packing.tokens_per_tile = rows / packing.pack;
+    packing.tokens_per_warpgroup = kRows / packing.pack;
+    packing.tokens_per_tile = packing.tokens_per_warpgroup * (tile.block_m / kRows) * tile.cluster;
     packing.head_tiles = int(heads.q / packing.pack);
     packing.heads_per_kv = group;
   }
 };
-
-Selection select(sm90::ElementType element, int64_t head_dim, Heads heads, int64_t max_seqlen_q) {
-  sm90::Kernel prefill = sm90::find_kernel(element, int(head_dim), false);
-  STD_TORCH_CHECK(prefill.launch, "lite_attention: no kernel for head_dim ", head_dim);
-  return Selection(heads, max_seqlen_q, prefill.tile.block_m);
-}
 
 sm90::ElementType element_of(const Tensor& q) {
   ScalarType type = q.scalar_type();
@@ -106,19 +118,25 @@ sm90::ElementType element_of(const Tensor& q) {
 
 int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seqlen_q, int64_t num_heads,
                                 int64_t num_heads_k, int64_t head_dim, int64_t device) {
-  // Tiles are the same for both element types.
-  Selection selection = select(sm90::ElementType::kBFloat16, head_dim, {num_heads, num_heads_k}, max_seqlen_q);
-  return sm90::PlanBounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device))).words();
+  int64_t words = 0;
+  for (bool paged : {false, true}) {  // may choose another tile
+    Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged);
+    sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
+                            selection.tile.cluster);
+    words = std::max(words, bounds.words());
+  }
+  return words;
 }
 
 void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                             OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
                             int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
-                            int64_t window_left, int64_t window_right) {
+                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  Selection selection = select(sm90::ElementType::kBFloat16, head_dim, {num_heads, num_heads_k}, max_seqlen_q);
-  sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device));
+  Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left, window_right, paged);
+  sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
+                          selection.tile.cluster);
   STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
                       metadata.numel() >= bounds.words() && (metadata.dim() != 1 || metadata.stride(0) == 1),
                   "lite_attention: metadata must be a contiguous int32 CUDA tensor of at least ", bounds.words(),
@@ -131,18 +149,15 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
                   int_data(seqused_k, "seqused_k"),
                   int(window_left),
                   int(window_right)};
-  sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), selection.decode);
-  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths, selection.packing, kernel.tile,
-                               current_stream(device)),
+  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths, selection.packing,
+                               selection.tile, num_splits == 1, current_stream(device)),
              "launching the plan");
 }
 
 void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
          OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
          int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
-         OptionalTensor alibi_slopes, OptionalTensor sinks) {
-  STD_TORCH_CHECK(softcap == 0.0 && !alibi_slopes && !sinks,
-                  "lite_attention: the Hopper kernel has no softcap, alibi_slopes or sinks");
+         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits) {
   check_operand(q, q, "q");
   check_operand(k, q, "k");
   check_operand(v, q, "v");
@@ -161,11 +176,15 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   torch::stable::accelerator::DeviceGuard guard(device);
   cudaStream_t stream = current_stream(device);
   const sm90::ElementType element = element_of(q);
-  const Selection selection = select(element, head_dim, heads, max_seqlen_q);
-  const sm90::Kernel kernel = sm90::find_kernel(element, int(head_dim), selection.decode);
-  const sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device));
+  const Selection selection(head_dim, heads, max_seqlen_q, window_left, window_right, paged);
+  const sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
+                                selection.tile.cluster);
 
   FwdParams params;
+  params.score_mod = {float(softcap), float_data(alibi_slopes, "alibi_slopes"),
+                      alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
+  params.sinks = float_data(sinks, "sinks");
+  const sm90::Kernel kernel = sm90::find_kernel(element, int(head_dim), selection.kind, params.score_mod.used());
   params.lengths = {int(batch),
                     varlen_q ? 0 : int(q.size(1)),
                     int(k_batched ? k.size(1) : max_seqlen_k),
@@ -175,7 +194,8 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
                     int(window_left),
                     int(window_right)};
   params.packing = selection.packing;
-  params.num_ctas = bounds.num_ctas;
+  params.num_workers = bounds.num_workers;
+  params.head_dim = int(head_dim);
   params.out = out.data_ptr();
   params.out_strides = strides_of(out, !varlen_q);
   params.lse = static_cast<float*>(lse.data_ptr());
@@ -183,11 +203,12 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
       varlen_q ? Strides{0, lse.stride(1), lse.stride(0)} : Strides{lse.stride(0), lse.stride(2), lse.stride(1)};
   params.softmax_scale = float(softmax_scale);
   params.k_has_batch = k_batched;
+  params.box_rows = kernel.tile.box_rows;
   if (paged) {
     params.block_table = int_data(block_table, "block_table");
     params.block_table_stride = block_table->stride(0);
     params.page_size = int(k.size(1));
-    params.page_rows = std::gcd(params.page_size, kernel.tile.block_n);
+    params.box_rows = std::gcd(params.page_size, kernel.tile.block_n);
     STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ",
                     params.page_size);
   }
@@ -199,11 +220,11 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
     return sm90::MapSource{
         data, element, x.size(x.dim() - 3), x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1, strides_of(x, outer)};
   };
-  const int box_tokens = paged ? params.page_rows : kernel.tile.block_n, box_slabs = paged ? 1 : int(head_dim / 64);
-  CUresult made =
-      sm90::make_q_map(params.map_q, source(q, !varlen_q), params.packing.pack, params.packing.tokens_per_tile);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, outer_k), box_tokens, box_slabs);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, outer_k), box_tokens, box_slabs);
+  const int columns = kernel.tile.slab_columns;
+  CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q), columns, params.packing.pack,
+                                   params.packing.tokens_per_warpgroup);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, outer_k), columns, params.box_rows);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, outer_k), columns, params.box_rows);
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
@@ -215,14 +236,14 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
     check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing,
-                                 kernel.tile, stream),
+                                 kernel.tile, num_splits == 1, stream),
                "launching the plan");
   }
   params.plan = static_cast<int*>(plan->data_ptr());
-  const int64_t rows = int64_t{2} * bounds.num_ctas * kernel.tile.block_m;
-  Tensor partial = torch::stable::new_empty(q, {rows * (head_dim + 1)}, ScalarType::Float);
+  const int64_t rows = int64_t{2} * bounds.num_workers * kernel.tile.cluster * kernel.tile.block_m;
+  Tensor partial = torch::stable::new_empty(q, {rows * (kernel.tile.head_dim + 1)}, ScalarType::Float);
   params.partial_out = static_cast<float*>(partial.data_ptr());
-  params.partial_lse = params.partial_out + rows * head_dim;
+  params.partial_lse = params.partial_out + rows * kernel.tile.head_dim;
   check_cuda(kernel.launch(params, stream), "launching the forward kernel");
 }
 

@@ -29,11 +29,23 @@ struct Lengths {
 };
 
 // How the rows of an M tile map to (query token, query head): `pack` heads of one KV head side by side for each token.
+// Every consumer warpgroup has whole tokens of its own, so that it can load its queries without the others.
 struct Packing {
   int pack = 1;
-  int tokens_per_tile = 0;  // kBlockM / pack; rows past tokens_per_tile * pack are idle
-  int head_tiles = 0;       // num_heads / pack
-  int heads_per_kv = 1;     // num_heads / num_heads_k
+  int tokens_per_warpgroup = 0;  // 64 / pack; rows past tokens_per_warpgroup * pack are idle
+  int tokens_per_tile = 0;       // tokens_per_warpgroup * warpgroups of all blocks of a cluster
+  int head_tiles = 0;            // num_heads / pack
+  int heads_per_kv = 1;          // num_heads / num_heads_k
+};
+
+// What happens to a scaled score before the softmax: softcap * tanh(score / softcap), then ALiBi's
+// -slope * |query - key|.
+struct ScoreMod {
+  float softcap = 0.f;            // zero is none
+  const float* slopes = nullptr;  // (num_heads) or (batch, num_heads); null is none
+  int64_t slopes_batch_stride = 0;
+
+  bool used() const { return softcap > 0.f || slopes; }
 };
 
 struct FwdParams {
@@ -42,8 +54,9 @@ struct FwdParams {
   Lengths lengths;
   Packing packing;
   int* plan = nullptr;  // the scheduler metadata: sm90/plan.cuh
-  int num_ctas = 0;
+  int num_workers = 0;  // clusters, or blocks where there are none
 
+  int head_dim = 0;  // at most the kernel's; columns past it are zeros in shared memory and not stored
   void* out = nullptr;
   float* lse = nullptr;
   Strides out_strides, lse_strides;
@@ -51,14 +64,16 @@ struct FwdParams {
   const int* block_table = nullptr;  // (batch, max_blocks); null where K and V are not paged
   int64_t block_table_stride = 0;
   int page_size = 0;
-  int page_rows = 0;  // rows of one TMA box: the common divisor of page_size and kBlockN
+  int box_rows = 0;  // rows of one TMA box of K or V
 
   bool k_has_batch = false;  // K and V are (batch, seqlen, ...): the batch is a coordinate of its own
 
   float softmax_scale = 1.f;
+  ScoreMod score_mod;
+  const float* sinks = nullptr;  // (num_heads) logits of a key without a value, or null
 
-  float* partial_out = nullptr;  // (2 * num_ctas, kBlockM, head_dim), normalised
-  float* partial_lse = nullptr;  // (2 * num_ctas, kBlockM)
+  float* partial_out = nullptr;  // (2 * num_workers, kCluster * kBlockM, kHeadDim), normalised
+  float* partial_lse = nullptr;  // (2 * num_workers, kCluster * kBlockM)
 };
 
 }  // namespace lite_attention

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lite_attention.problem import Problem
 
-__all__ = ["DTYPES", "Problem", "check_append", "check_inference", "prepare", "wrong"]
+__all__ = ["DTYPES", "Problem", "check_append", "check_inference", "check_num_splits", "prepare", "wrong"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -56,6 +56,7 @@ def prepare(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    num_splits: int = 0,
     out: Tensor | None = None,
     names: tuple[str, str, str] = ("k", "v", "seqused_k"),
 ) -> Problem:
@@ -112,6 +113,7 @@ def prepare(
         raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
     if not (_is_number(softcap) and 0 <= softcap < math.inf):
         raise wrong("softcap", softcap, "a positive number, or 0.0 for none")
+    check_num_splits(num_splits)
     heads = q.shape[-2]
     if alibi_slopes is not None:
         _check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
@@ -146,7 +148,13 @@ def prepare(
         float(softcap),
         alibi_slopes,
         sinks,
+        num_splits,
     )
+
+
+def check_num_splits(num_splits: int) -> None:
+    if not isinstance(num_splits, int) or isinstance(num_splits, bool) or num_splits < 0:
+        raise wrong("num_splits", num_splits, "0 or a positive int")
 
 
 def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:

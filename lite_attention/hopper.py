@@ -8,10 +8,16 @@ from torch import Tensor
 from lite_attention.checks import wrong
 from lite_attention.problem import Problem
 
-HEAD_DIMS = (64, 128)
+MAX_HEAD_DIM = 256
+HEAD_DIM_MULTIPLE = 8  # elements: 16 bytes, the grain of TMA
 DTYPES = (torch.bfloat16, torch.float16)
 PAGE_MULTIPLE = 16  # tokens: eight rows are one swizzle atom, and a KV tile must hold whole boxes
-STRIDE_MULTIPLE = 8  # elements: 16 bytes, the grain of TMA
+STRIDE_MULTIPLE = HEAD_DIM_MULTIPLE
+
+
+def head_dim_supported(head_dim: int) -> bool:
+    """Whether there is a kernel: those for 64, 96, 128, 192 and 256 serve smaller head dims too, at their own speed."""
+    return 0 < head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
 
 
 def check_supported(problem: Problem) -> None:
@@ -22,14 +28,8 @@ def check_supported(problem: Problem) -> None:
     p = problem
     if p.q.dtype not in DTYPES:
         raise _unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
-    if p.head_dim not in HEAD_DIMS:
-        raise _unsupported("q", f"head_dim {p.head_dim}", "head_dim 64 and 128")
-    if p.softcap != 0.0:
-        raise _unsupported("softcap", p.softcap, "softcap=0.0, which is none")
-    if p.alibi_slopes is not None:
-        raise _unsupported("alibi_slopes", "a tensor", "alibi_slopes=None")
-    if p.sinks is not None:
-        raise _unsupported("sinks", "a tensor", "sinks=None")
+    if not head_dim_supported(p.head_dim):
+        raise _unsupported("q", f"head_dim {p.head_dim}", f"multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
     if p.paged and p.page_size % PAGE_MULTIPLE != 0:
         raise _unsupported("block_table", f"pages of {p.page_size} tokens", f"multiples of {PAGE_MULTIPLE}")
     for name, x in (("q", p.q), ("k", p.k), ("v", p.v), ("out", p.out)):
@@ -37,6 +37,9 @@ def check_supported(problem: Problem) -> None:
     for name, x in (("cu_seqlens_q", p.cu_seqlens_q), ("cu_seqlens_k", p.cu_seqlens_k), ("seqused_k", p.seqused_k)):
         if x is not None and x.stride(0) != 1:
             raise wrong(name, f"stride {x.stride(0)}", "a contiguous tensor")
+    for name, x in (("alibi_slopes", p.alibi_slopes), ("sinks", p.sinks)):
+        if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
+            raise wrong(name, f"strides {tuple(x.stride())}", "contiguous rows")
     if p.paged and p.block_table.shape[1] > 1 and p.block_table.stride(1) != 1:
         raise wrong("block_table", f"strides {tuple(p.block_table.stride())}", "contiguous rows")
 

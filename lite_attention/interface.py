@@ -40,6 +40,7 @@ def flash_attn_func(
     *,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    num_splits: int = 0,
     return_softmax_lse: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -60,6 +61,9 @@ def flash_attn_func(
         softcap: bound on the scores in units of the scaled score; 0.0 is none.
         sinks: float32, (num_heads,): logits of a key without a value, `exp(sinks[h])` in each row's denominator. lse
             includes it; a row that sees no key gives zeros and an lse of sinks[h].
+        num_splits: 1 computes every row whole, so that its bits don't depend on what else is in the batch (batch
+            invariance); long rows of a small batch are slower then. 0 lets the scheduler cut rows where that balances
+            the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
         return_softmax_lse: return lse too.
         out: written in place and returned: shape, dtype and device of q, not overlapping the inputs.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the float32
@@ -86,6 +90,7 @@ def flash_attn_func(
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        num_splits=num_splits,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -112,6 +117,7 @@ def flash_attn_varlen_func(
     seqused_k: Tensor | None = None,
     block_table: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
+    num_splits: int = 0,
     return_softmax_lse: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -162,6 +168,7 @@ def flash_attn_varlen_func(
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        num_splits=num_splits,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -205,8 +212,6 @@ def flash_attn_with_kvcache(
         cache_seqlens: keys in the cache before the append: an int for all sequences, or int32 (batch,). None is the
             whole cache, and goes only without k and v.
         block_table: (batch, max_blocks), as in `flash_attn_varlen_func`.
-        num_splits: accepted, 0 or more; the scheduler decides how often keys are split, and the answer does not depend
-            on it.
         rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad: only None; rotate q and k, and select rows of the cache,
             before.
         rotary_interleaved: without effect, as there is no rotary embedding here.
@@ -226,8 +231,6 @@ def flash_attn_with_kvcache(
     ):
         if x is not None:
             raise NotImplementedError(f"{name}: got {type(x).__name__}; LiteAttention has only {name}=None: {instead}")
-    if not isinstance(num_splits, int) or num_splits < 0:
-        raise wrong("num_splits", num_splits, "0 or a positive int")
     check_inference(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v, alibi_slopes=alibi_slopes, sinks=sinks, out=out)
     if (k is None) != (v is None):
         raise wrong("v" if v is None else "k", None, "k and v both, or neither")
@@ -248,6 +251,7 @@ def flash_attn_with_kvcache(
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         sinks=sinks,
+        num_splits=num_splits,
         out=out,
         names=("k_cache", "v_cache", "cache_seqlens"),
     )

@@ -30,6 +30,7 @@ class Problem:
     - Key lengths: `seqused_k` where given, else `cu_seqlens_k`, else all of k.
     - Windows count the keys seen on either side of the diagonal that ends bottom right; -1 is unbounded, and causal is
       `window_right == 0`.
+    - num_splits: 1 forbids to compute a row in parts.
     """
 
     q: Tensor
@@ -50,6 +51,7 @@ class Problem:
     softcap: float = 0.0
     alibi_slopes: Tensor | None = None
     sinks: Tensor | None = None
+    num_splits: int = 0
 
     @property
     def varlen(self) -> bool:

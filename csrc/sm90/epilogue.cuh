@@ -4,8 +4,8 @@
 // not depend on which block that is. A second launch for the sums would cost more than they do.
 #pragma once
 
+#include "sm90/rows.cuh"
 #include "sm90/scheduler.cuh"
-#include "sm90/sequence.cuh"
 #include "sm90/traits.cuh"
 
 namespace lite_attention::sm90 {
@@ -28,30 +28,35 @@ __device__ inline void quad_transpose(uint32_t (&w)[4]) {
 template <class Traits>
 class Epilogue {
   using Element = typename Traits::Element;
+  static constexpr int kPartRows = Traits::kCluster * Traits::kBlockM;
 
  public:
-  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work,
-                      const Sequence& seq, int row)
-      : params_(params), smem_(smem), work_(work), row_(row) {
-    const Packing& packing = params.packing;
-    const int first_token = work.m_tile * packing.tokens_per_tile;
-    rows_ = min(packing.tokens_per_tile, seq.seqlen_q - first_token) * packing.pack;
+  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Rows& rows)
+      : params_(params),
+        smem_(smem),
+        work_(work),
+        rows_(rows),
+        first_head_(work.head_tile * params.packing.pack),
+        part_row_((first_warpgroup<Traits>() + threadIdx.x / 128 - 1) * kRowsPerWarpgroup) {
     int batch = params.lengths.cu_seqlens_q ? 0 : work.batch;
-    int64_t token0 = int64_t{seq.q_begin} + first_token, head0 = work.head_tile * packing.pack;
+    int64_t token0 = int64_t{work.seq.q_begin} + rows.first_token;
     out_ = static_cast<Element*>(params.out) + batch * params.out_strides.batch + token0 * params.out_strides.token +
-           head0 * params.out_strides.head;
+           first_head_ * params.out_strides.head;
     lse_ = params.lse + batch * params.lse_strides.batch + token0 * params.lse_strides.token +
-           head0 * params.lse_strides.head;
+           first_head_ * params.lse_strides.head;
   }
 
-  // Rows that see no key: zeros, and -inf for the log-sum-exp.
+  // Rows that see no key: zeros, and the log-sum-exp of nothing or of the sink alone.
   __device__ void store_nothing_seen() const {
-    constexpr int kVectors = Traits::kHeadDim / 8;
-    int thread = threadIdx.x - 128;
-    for (int i = thread; i < rows_ * kVectors; i += Traits::kConsumerThreads) {
-      *reinterpret_cast<uint4*>(out_row(i / kVectors) + i % kVectors * 8) = make_uint4(0, 0, 0, 0);
+    const int vectors = params_.head_dim / 8;
+    for (int i = threadIdx.x % 128; i < rows_.used * vectors; i += 128) {
+      *reinterpret_cast<uint4*>(out_row(i / vectors) + i % vectors * 8) = make_uint4(0, 0, 0, 0);
     }
-    for (int i = thread; i < rows_; i += Traits::kConsumerThreads) *lse_row(i) = -INFINITY;
+    for (int row = threadIdx.x % 128; row < rows_.used; row += 128) {
+      float lse = -INFINITY;
+      join_sink(lse, row);
+      *lse_row(row) = lse;
+    }
   }
 
   template <class Output>
@@ -64,6 +69,11 @@ class Epilogue {
     }
   }
 
+  // The share of a warpgroup without queries in an item of several parts: its threads are waited for.
+  __device__ void store_no_part() const {
+    if (arrived_last()) combine();
+  }
+
  private:
   __device__ Element* out_row(int row) const {
     int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
@@ -74,6 +84,16 @@ class Epilogue {
     return lse_ + token * params_.lse_strides.token + head * params_.lse_strides.head;
   }
 
+  // Adds the sink's logit to a row's log-sum-exp; gives what the row must be multiplied by.
+  __device__ float join_sink(float& lse, int row) const {
+    if (!params_.sinks) return 1.f;
+    float sink = params_.sinks[first_head_ + row % params_.packing.pack], high = fmaxf(lse, sink);
+    if (high == -INFINITY) return 1.f;
+    float all = high + logf(expf(lse - high) + expf(sink - high)), share = expf(lse - all);
+    lse = all;
+    return share;
+  }
+
   // A quad holds a row; after the transpose each of its threads writes 16 bytes of every 64.
   template <class Output>
   __device__ void store_final(const Output& output, const float (&lse)[2]) const {
@@ -81,37 +101,41 @@ class Epilogue {
     int quad_lane = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int row = row_ + 8 * i;
-      Element* to = row < rows_ ? out_row(row) : nullptr;
+      int row = rows_.row + 8 * i;
+      Element* to = row < rows_.used ? out_row(row) : nullptr;
+      float row_lse = lse[i];
+      float share = to ? join_sink(row_lse, row) : 1.f;
 #pragma unroll
       for (int group = 0; group < Traits::kHeadDim / 32; ++group) {
         uint32_t words[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           int v = 4 * group + k;
-          auto pair = convert(cutlass::Array<float, 2>{output(4 * v + 2 * i), output(4 * v + 2 * i + 1)});
+          auto pair =
+              convert(cutlass::Array<float, 2>{output(4 * v + 2 * i) * share, output(4 * v + 2 * i + 1) * share});
           words[k] = reinterpret_cast<const uint32_t&>(pair);
         }
         quad_transpose(words);
-        if (to)
-          *reinterpret_cast<uint4*>(to + 32 * group + 8 * quad_lane) =
-              make_uint4(words[0], words[1], words[2], words[3]);
+        int column = 32 * group + 8 * quad_lane;
+        if (to && column < params_.head_dim) {
+          *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
       }
-      if (to && quad_lane == 0) *lse_row(row) = lse[i];
+      if (to && quad_lane == 0) *lse_row(row) = row_lse;
     }
   }
 
-  // A block has at most two parts: the end of an item that another block began, and the beginning of one that another
+  // A worker has at most two parts: the end of an item that another one began, and the beginning of one that another
   // will end.
-  __device__ int64_t slot(int cta) const { return 2 * cta + (cta == work_.first_cta); }
+  __device__ int64_t slot(int worker) const { return 2 * worker + (worker == work_.first_worker); }
 
   template <class Output>
   __device__ void store_part(const Output& output, const float (&lse)[2]) const {
-    int64_t first_row = slot(blockIdx.x) * Traits::kBlockM;
+    int64_t first_row = slot(Cluster<Traits::kCluster>::worker()) * kPartRows + part_row_;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int row = row_ + 8 * i;
-      if (row >= rows_) continue;
+      int row = rows_.row + 8 * i;
+      if (row >= rows_.used) continue;
       float* to = params_.partial_out + (first_row + row) * Traits::kHeadDim + 2 * (threadIdx.x % 4);
 #pragma unroll
       for (int v = 0; v < Traits::kHeadDim / 8; ++v) {
@@ -126,7 +150,8 @@ class Epilogue {
     __threadfence();
     cutlass::arch::NamedBarrier::sync(Traits::kConsumerThreads, kConsumers);
     if (threadIdx.x == 128) {
-      int* arrivals = Plan(params_.plan).arrivals + work_.first_cta;
+      int* arrivals =
+          Plan(params_.plan).arrivals + work_.first_worker * Traits::kCluster + Cluster<Traits::kCluster>::rank();
       bool last = atomicAdd(arrivals, 1) == work_.parts - 1;
       if (last) *arrivals = 0;  // for the next launch under the same plan
       __threadfence();
@@ -138,44 +163,61 @@ class Epilogue {
     return last;
   }
 
+  // Every warpgroup adds up its own rows, a warp one row at a time.
   __device__ void combine() const {
-    constexpr int kVectors = Traits::kHeadDim / 4;
-    for (int i = threadIdx.x - 128; i < rows_ * kVectors; i += Traits::kConsumerThreads) {
-      int row = i / kVectors, column = i % kVectors * 4;
-      float max_lse = -INFINITY;
-      for (int part = 0; part < work_.parts; ++part) max_lse = fmaxf(max_lse, __ldcg(part_lse(part, row)));
-      float offset = max_lse == -INFINITY ? 0.f : max_lse;
+    constexpr int kColumnsAtOnce = 32 * 4;
+    constexpr int kVectors = (Traits::kHeadDim + kColumnsAtOnce - 1) / kColumnsAtOnce;
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x % 128 / 32; row < rows_.used; row += 4) {
+      float high = -INFINITY;
+      for (int part = 0; part < work_.parts; ++part) high = fmaxf(high, __ldcg(part_lse(part, row)));
+      const float offset = high == -INFINITY ? 0.f : high;
       float sum = 0.f;
-      float4 acc = make_float4(0.f, 0.f, 0.f, 0.f);
+      float4 acc[kVectors] = {};
       for (int part = 0; part < work_.parts; ++part) {
-        float weight = expf(__ldcg(part_lse(part, row)) - offset);
-        float4 x = __ldcg(reinterpret_cast<const float4*>(part_out(part, row) + column));
+        const float weight = expf(__ldcg(part_lse(part, row)) - offset);
+        const float* from = part_out(part, row);
         sum += weight;
-        acc.x += weight * x.x;
-        acc.y += weight * x.y;
-        acc.z += weight * x.z;
-        acc.w += weight * x.w;
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) {
+          const int column = i * kColumnsAtOnce + lane * 4;
+          if (column >= Traits::kHeadDim) continue;
+          float4 x = __ldcg(reinterpret_cast<const float4*>(from + column));
+          acc[i].x += weight * x.x;
+          acc[i].y += weight * x.y;
+          acc[i].z += weight * x.z;
+          acc[i].w += weight * x.w;
+        }
       }
-      float inverse = sum == 0.f ? 1.f : 1.f / sum;
+      float lse = sum == 0.f ? -INFINITY : offset + logf(sum);
+      const float factor = join_sink(lse, row) / (sum == 0.f ? 1.f : sum);
       cutlass::NumericArrayConverter<Element, float, 4> convert;
-      auto result =
-          convert(cutlass::Array<float, 4>{acc.x * inverse, acc.y * inverse, acc.z * inverse, acc.w * inverse});
-      *reinterpret_cast<uint2*>(out_row(row) + column) = reinterpret_cast<const uint2&>(result);
-      if (column == 0) *lse_row(row) = sum == 0.f ? -INFINITY : offset + logf(sum);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const int column = i * kColumnsAtOnce + lane * 4;
+        if (column >= params_.head_dim) continue;
+        auto result = convert(
+            cutlass::Array<float, 4>{acc[i].x * factor, acc[i].y * factor, acc[i].z * factor, acc[i].w * factor});
+        *reinterpret_cast<uint2*>(out_row(row) + column) = reinterpret_cast<const uint2&>(result);
+      }
+      if (lane == 0) *lse_row(row) = lse;
     }
   }
 
-  __device__ const float* part_lse(int part, int row) const {
-    return params_.partial_lse + slot(work_.first_cta + part) * Traits::kBlockM + row;
+  __device__ int64_t part_at(int part, int row) const {
+    return slot(work_.first_worker + part) * kPartRows + part_row_ + row;
   }
+  __device__ const float* part_lse(int part, int row) const { return params_.partial_lse + part_at(part, row); }
   __device__ const float* part_out(int part, int row) const {
-    return params_.partial_out + (slot(work_.first_cta + part) * Traits::kBlockM + row) * Traits::kHeadDim;
+    return params_.partial_out + part_at(part, row) * Traits::kHeadDim;
   }
 
   const FwdParams& params_;
   typename Traits::SharedStorage& smem_;
   const Work& work_;
-  int row_, rows_;
+  const Rows& rows_;
+  int first_head_;
+  int part_row_;  // where this warpgroup's rows begin in a part
   Element* out_;
   float* lse_;
 };

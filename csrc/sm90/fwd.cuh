@@ -18,7 +18,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
   if (threadIdx.x == 0) {
     const PlanHeader& plan = *Plan(params.plan).header;
     if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
-        plan.num_ctas != gridDim.x) {
+        plan.num_workers != Cluster<Traits::kCluster>::workers()) {
       // Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to
       // run on would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of
       // the kernel.
@@ -28,29 +28,33 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       prefetch_tma_descriptor(reinterpret_cast<const TmaDescriptor*>(map));
     }
     constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
-    smem.q_full.init(1);
-    smem.q_empty.init(kConsumerWarps);
+    for (int warpgroup = 0; warpgroup < Traits::kConsumerWarpgroups; ++warpgroup) {
+      smem.q_full[warpgroup].init(1);
+      smem.q_empty[warpgroup].init(4);  // warps
+    }
     for (int stage = 0; stage < Traits::kStages; ++stage) {
       smem.k_full[stage].init(Traits::kLoadWarps);
-      smem.k_empty[stage].init(kConsumerWarps);
+      smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
       smem.v_full[stage].init(Traits::kLoadWarps);
-      smem.v_empty[stage].init(kConsumerWarps);
+      smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
       smem.work_full[stage].init(1);
-      smem.work_empty[stage].init(kConsumerWarps + Traits::kProducerWarps - 1);
+      smem.work_empty[stage].init((kConsumerWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
     }
     cutlass::arch::fence_barrier_init();
   }
-  __syncthreads();
+  Cluster<Traits::kCluster>::sync();
 
   if (cutlass::canonical_warp_group_idx() == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
   } else {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    consume<Traits>(params, smem);
+    Consumer<Traits>(params, smem).run();
   }
+  // Until here others may arrive at this block's barriers.
+  if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
 }
 
 template <class Traits>
@@ -58,8 +62,41 @@ cudaError_t launch(const FwdParams& params, cudaStream_t stream) {
   auto* kernel = &fwd_kernel<Traits>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSmemBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<params.num_ctas, Traits::kThreads, Traits::kSmemBytes, stream>>>(params);
-  return cudaGetLastError();
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {Traits::kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = params.num_workers * Traits::kCluster;
+  config.blockDim = Traits::kThreads;
+  config.dynamicSmemBytes = Traits::kSmemBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = Traits::kCluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+template <class Element, int kHeadDim, TileKind kKind, bool kScoreMod>
+Kernel make_kernel() {
+  using T = Traits<Element, kHeadDim, typename TileShape<kHeadDim, kKind>::Type, kScoreMod>;
+  return {{kHeadDim, T::kBlockM, T::kBlockN, T::kCluster, T::kSlabColumns, T::kBoxRows}, launch<T>};
+}
+
+template <class Element, int kHeadDim>
+Kernel select_kernel(TileKind kind, bool score_mod) {
+  auto select = [&](auto tile) {
+    constexpr TileKind kKind = decltype(tile)::value;
+    return score_mod ? make_kernel<Element, kHeadDim, kKind, true>() : make_kernel<Element, kHeadDim, kKind, false>();
+  };
+  switch (kind) {
+    case TileKind::kDecode:
+      return select(std::integral_constant<TileKind, TileKind::kDecode>{});
+    case TileKind::kPaged:
+      return select(std::integral_constant<TileKind, TileKind::kPaged>{});
+    case TileKind::kFull:
+      return select(std::integral_constant<TileKind, TileKind::kFull>{});
+    default:
+      return select(std::integral_constant<TileKind, TileKind::kPrefill>{});
+  }
 }
 
 }  // namespace lite_attention::sm90

@@ -9,9 +9,20 @@ namespace lite_attention::sm90 {
 
 enum class ElementType { kBFloat16, kHalf };
 
+// Rows of one wgmma, which are the rows of a warpgroup.
+constexpr int kRowsPerWarpgroup = 64;
+
+// Which tile shape a call uses: prefill under a mask, prefill where every query sees every key, prefill over pages, or
+// few queries.
+enum class TileKind { kPrefill, kFull, kPaged, kDecode };
+
 // What host code must know of a kernel's tile.
 struct Tile {
+  int head_dim;  // columns in shared memory; a call's head_dim may be less
   int block_m, block_n;
+  int cluster;       // blocks that work on neighbouring rows and share their keys
+  int slab_columns;  // columns of one TMA box
+  int box_rows;      // its rows, where keys are not paged
 };
 
 struct Kernel {
@@ -19,11 +30,12 @@ struct Kernel {
   cudaError_t (*launch)(const FwdParams&, cudaStream_t);
 };
 
-// One definition a file in sm90/instances/: a head dim and an element type, its prefill and its decode tile.
+// One definition a file in sm90/instances/: a head dim and an element type, with its tile kinds, each without and with
+// the score modifications of ScoreMod.
 template <ElementType kElement, int kHeadDim>
-Kernel kernel(bool decode);
+Kernel kernel(TileKind kind, bool score_mod);
 
-// Null `launch` where the combination is not compiled in.
-Kernel find_kernel(ElementType element, int head_dim, bool decode);
+// The kernel with the smallest head dim that holds head_dim; null `launch` where there is none.
+Kernel find_kernel(ElementType element, int head_dim, TileKind kind, bool score_mod);
 
 }  // namespace lite_attention::sm90

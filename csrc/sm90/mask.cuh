@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "sm90/rows.cuh"
 #include "sm90/sequence.cuh"
 
 namespace lite_attention::sm90 {
@@ -12,22 +13,21 @@ namespace lite_attention::sm90 {
 // A thread of the wgmma accumulator holds two rows, 8 apart, and in each the columns 8 * v + 2 * (lane % 4) + {0, 1}.
 struct Mask {
   int first_key[2], end_key[2];  // per row of this thread
-  int clean_begin, clean_end;    // tiles [clean_begin, clean_end) are visible to every row of the tile of queries
+  int clean_begin, clean_end;    // tiles [clean_begin, clean_end) are visible to every row of the warpgroup
+  int tiles_end;                 // tiles from here on are visible to none
   int first_valid;               // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
   int seqlen_k;
 
-  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Packing& packing, int block_n, int m_tile, int row)
-      : seqlen_k(seq.seqlen_k) {
-    int first_token = m_tile * packing.tokens_per_tile;
-    int last_token = min(first_token + packing.tokens_per_tile, seq.seqlen_q) - 1;
+  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Rows& rows, int block_n) : seqlen_k(seq.seqlen_k) {
     for (int i = 0; i < 2; ++i) {
-      int token = first_token + (row + 8 * i) / packing.pack;
+      int token = rows.token(i);
       first_key[i] = seq.first_key(lengths, token);
       end_key[i] = seq.end_key(lengths, token);
     }
-    clean_begin = (seq.first_key(lengths, last_token) + block_n - 1) / block_n;
-    clean_end = seq.end_key(lengths, first_token) / block_n;
-    first_valid = seq.first_key(lengths, first_token);
+    clean_begin = (seq.first_key(lengths, rows.last_token) + block_n - 1) / block_n;
+    clean_end = seq.end_key(lengths, rows.first_token) / block_n;
+    tiles_end = (seq.end_key(lengths, rows.last_token) + block_n - 1) / block_n;
+    first_valid = seq.first_key(lengths, rows.tile_token);  // one stage of V serves all warpgroups
   }
 
   __device__ bool needed(int n_tile) const { return n_tile < clean_begin || n_tile >= clean_end; }
@@ -38,16 +38,27 @@ struct Mask {
     int column0 = n_tile * kBlockN + 2 * (lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int lo = first_key[i] - column0, hi = end_key[i] - column0;
+      // One bit a score, 16 groups of 8 columns to a word: a test of a bit is cheaper than two comparisons.
 #pragma unroll
-      for (int v = 0; v < kBlockN / 8; ++v) {
+      for (int group = 0; group < kBlockN / 8; group += 16) {
+        uint32_t seen = bits_below(end_key[i] - column0 - 8 * group) & ~bits_below(first_key[i] - column0 - 8 * group);
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          int column = 8 * v + j;
-          if (column < lo || column >= hi) scores(4 * v + 2 * i + j) = -INFINITY;
+        for (int v = group; v < min(group + 16, kBlockN / 8); ++v) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (!(seen >> (2 * (v - group) + j) & 1)) scores(4 * v + 2 * i + j) = -INFINITY;
+          }
         }
       }
     }
+  }
+
+ private:
+  // Bit 2 * v + j for each column 8 * v + j, j < 2, that is below `column`.
+  __device__ static uint32_t bits_below(int column) {
+    column = max(0, min(column, 128));
+    int count = column / 8 * 2 + min(column % 8, 2);
+    return count >= 32 ? ~0u : (1u << count) - 1;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "sm90/cluster.cuh"
 #include "sm90/scheduler.cuh"
 
 namespace lite_attention::sm90 {
@@ -22,32 +23,54 @@ struct Ring {
   }
 };
 
-// The ring by which the scheduling warp tells all other warps of the block what to work on.
+// The ring by which the scheduling warp, in the first block of a cluster, tells all other warps of all blocks what to
+// work on.
 template <class Traits>
 class WorkRing {
+  using Blocks = Cluster<Traits::kCluster>;
+  static constexpr int kWords = sizeof(Work) / sizeof(int);
+  static_assert(kWords <= 32 && sizeof(Work) % sizeof(int) == 0, "a lane has one word");
+
  public:
   __device__ explicit WorkRing(typename Traits::SharedStorage& smem) : smem_(smem) {}
 
   __device__ void put(const Work& work) {
     smem_.work_empty[ring_.stage].wait(ring_.phase ^ 1);
-    if (threadIdx.x % 32 == 0) {
-      smem_.work[ring_.stage] = work;
-      smem_.work_full[ring_.stage].arrive();
+    const int lane = threadIdx.x % 32;
+    int words[kWords], word = 0;
+    memcpy(words, &work, sizeof(Work));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) word = lane == i ? words[i] : word;
+#pragma unroll
+    for (int block = 0; block < Traits::kCluster; ++block) {
+      if (lane < kWords) Blocks::store(slot() + lane, word, block);
     }
+    __syncwarp();
+    if (lane < Traits::kCluster) Blocks::arrive_after_store(smem_.work_full[ring_.stage], lane);
     ring_.advance();
   }
 
-  // All lanes of a warp together.
+  // All lanes of a warp together. Each word comes to all lanes by a shuffle, not by a load of their own: that tells
+  // ptxas that it is the same in the whole warp, and it keeps ring stages and descriptors in uniform registers.
+  // Without, every wgmma waits for moves from vector registers.
   __device__ Work get() {
-    smem_.work_full[ring_.stage].wait(ring_.phase);
-    Work work = smem_.work[ring_.stage];
+    Blocks::wait(smem_.work_full[ring_.stage], ring_.phase);
+    const int lane = threadIdx.x % 32;
+    int word = lane < kWords ? slot()[lane] : 0;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) smem_.work_empty[ring_.stage].arrive();
+    if (lane == 0) Blocks::arrive(smem_.work_empty[ring_.stage], 0);
     ring_.advance();
+    int words[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = __shfl_sync(~0u, word, i);
+    Work work;
+    memcpy(&work, words, sizeof(Work));
     return work;
   }
 
  private:
+  __device__ int* slot() const { return reinterpret_cast<int*>(&smem_.work[ring_.stage]); }
+
   typename Traits::SharedStorage& smem_;
   Ring<Traits::kWorkStages> ring_;
 };

@@ -12,8 +12,8 @@
 namespace lite_attention::sm90 {
 
 // kWhole: work is many short items; a block that is done takes the next one, and an item is never split.
-// kStream: the KV tiles of all items, laid end to end, are cut into num_ctas equal runs; an item on a cut is computed
-// in parts by consecutive blocks ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
+// kStream: the KV tiles of all items, laid end to end, are cut into num_workers equal runs; an item on a cut is
+// computed in parts by consecutive workers ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
 enum class PlanMode : int { kWhole = 0, kStream = 1 };
 
 struct PlanHeader {
@@ -21,17 +21,18 @@ struct PlanHeader {
   int64_t run;    // kStream: what one block takes of it
   int num_entries;
   PlanMode mode;
-  int block_m, block_n, pack, num_ctas;  // whom it was made for
-  int entries, prefix;                   // where these arrays begin, in words from the header
+  int block_m, block_n, pack, num_workers;  // whom it was made for
+  int entries, prefix;                      // where these arrays begin, in words from the header
+  int last_heads;                           // kWhole: head tiles at the end that are worked on side by side
   // kWhole: items taken after each block's first, and blocks that found no more; zero between launches.
   int taken, finished;
 };
 
-// The arrays of a plan. After the header come num_ctas arrival counters, zero between launches.
+// The arrays of a plan. After the header come the arrival counters, one a block of each worker, zero between launches.
 struct Plan {
   PlanHeader* header;
-  int* arrivals;  // (num_ctas) parts of a split item that are done, counted at the block where the item begins
-  int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles
+  int* arrivals;  // (blocks) parts of a split item that are done, counted at the worker where the item begins
+  int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles; long sequences first
   int* prefix;    // (num_entries + 1) exclusive sums of the entries' weights
 
   __device__ explicit Plan(int* words)
@@ -43,21 +44,26 @@ struct Plan {
 
 // Sizes that host code knows without reading a length.
 struct PlanBounds {
-  int batch, num_ctas;
+  int batch, blocks, num_workers;
   int max_entries;
 
-  PlanBounds(int batch, int64_t total_q, int tokens_per_tile, int num_ctas)
-      : batch(batch), num_ctas(num_ctas), max_entries(int(total_q / tokens_per_tile) + batch) {}
+  PlanBounds(int batch, int64_t total_q, int tokens_per_tile, int multiprocessors, int cluster)
+      : batch(batch),
+        blocks(multiprocessors),
+        num_workers(multiprocessors / cluster),
+        max_entries(int(total_q / tokens_per_tile) + batch) {}
 
-  __host__ __device__ int entries() const { return (int(sizeof(PlanHeader)) / 4 + num_ctas + 3) / 4 * 4; }
+  __host__ __device__ int entries() const { return (int(sizeof(PlanHeader)) / 4 + blocks + 3) / 4 * 4; }
   __host__ __device__ int prefix() const { return entries() + 4 * max_entries; }
   __host__ __device__ int offsets() const {
     return prefix() + max_entries + 1;
-  }  // (batch + 1) first entry of each sequence: the plan kernel's scratch
-  int64_t words() const { return int64_t{offsets()} + batch + 1; }
+  }  // (batch + 1) first entry of each place in the order of sequences: the plan kernel's scratch
+  __host__ __device__ int order() const { return offsets() + batch + 1; }  // (batch) sequences in that order: scratch
+  int64_t words() const { return int64_t{order()} + batch; }
 };
 
+// With `never_split` the mode is kWhole whatever the lengths: a row's result then depends on nothing else in the batch.
 cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
-                        const Tile& tile, cudaStream_t stream);
+                        const Tile& tile, bool never_split, cudaStream_t stream);
 
 }  // namespace lite_attention::sm90

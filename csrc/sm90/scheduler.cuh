@@ -1,70 +1,99 @@
-// Deals the plan's work to this block: one producer warp asks for it and tells the others through shared memory
-// (pipeline.cuh).
+// Deals the plan's work to this worker, a block or a cluster: one producer warp asks for it and tells the others
+// through shared memory (pipeline.cuh).
 #pragma once
 
 #include "sm90/plan.cuh"
+#include "sm90/sequence.cuh"
 
 namespace lite_attention::sm90 {
 
 struct Work {
   int batch, m_tile, head_tile;
   int n_begin, n_end;  // KV tiles of this part; none where the rows see no key
-  int parts;           // blocks that share this item; 1 is unsplit, 0 is the end of all work
-  int first_cta;       // the block that has the item's first tiles
+  int parts;           // workers that share this item; 1 is unsplit, 0 is the end of all work
+  int first_worker;    // the one that has the item's first tiles
+  Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
 // The scheduling warp's side. All lanes call together and get the same.
 class Scheduler {
  public:
-  __device__ explicit Scheduler(const FwdParams& params)
-      : plan_(params.plan), header_(*plan_.header), head_tiles_(params.packing.head_tiles) {
+  __device__ Scheduler(const FwdParams& params, int worker)
+      : plan_(params.plan),
+        header_(*plan_.header),
+        lengths_(params.lengths),
+        head_tiles_(params.packing.head_tiles),
+        worker_(worker) {
     if (header_.mode == PlanMode::kWhole) {
-      position_ = blockIdx.x;
+      position_ = worker;
       end_ = int64_t{header_.num_entries} * head_tiles_;
     } else {
-      position_ = min(header_.total, blockIdx.x * header_.run);
+      position_ = min(header_.total, worker * header_.run);
       end_ = min(header_.total, position_ + header_.run);
       if (position_ < end_) entry_ = find_entry(int(position_ / head_tiles_));
     }
   }
 
   __device__ Work next() {
+    Work work{};
     if (position_ >= end_) {
       if (header_.mode == PlanMode::kWhole) leave();
-      return {};
+      return work;
     }
-    return header_.mode == PlanMode::kWhole ? next_whole() : next_run();
+    header_.mode == PlanMode::kWhole ? next_whole(work) : next_run(work);
+    work.seq = Sequence::load(lengths_, work.batch);
+    return work;
   }
 
  private:
-  // Heads outermost: the blocks at work at one time share a few heads' K and V, which then stay in L2.
-  __device__ Work next_whole() {
-    int item = int(position_), head = item / header_.num_entries;
-    int4 entry = plan_.entries[item - head * header_.num_entries];
+  // Heads outermost: the workers at one time share one or a few heads' K and V, which then stay in L2. The last
+  // heads are walked side by side, longest entries first, so that the last items to be taken are short and all workers
+  // end together.
+  __device__ void next_whole(Work& work) {
+    int item = int(position_), single = (head_tiles_ - header_.last_heads) * header_.num_entries;
+    int head, entry_index;
+    if (item < single) {
+      head = item / header_.num_entries;
+      entry_index = item - head * header_.num_entries;
+    } else {
+      entry_index = (item - single) / header_.last_heads;
+      head = head_tiles_ - header_.last_heads + (item - single) - entry_index * header_.last_heads;
+    }
+    int4 entry = plan_.entries[entry_index];
     int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
-    position_ = gridDim.x + __shfl_sync(~0u, taken, 0);
-    return {entry.x, entry.y, head, entry.z, entry.z + entry.w, 1, int(blockIdx.x)};
+    position_ = header_.num_workers + __shfl_sync(~0u, taken, 0);
+    work.batch = entry.x;
+    work.m_tile = entry.y;
+    work.head_tile = head;
+    work.n_begin = entry.z;
+    work.n_end = entry.z + entry.w;
+    work.parts = 1;
+    work.first_worker = worker_;
   }
 
-  // The last block to find nothing more resets the counters for the next launch under this plan.
+  // The last worker to find nothing more resets the counters for the next launch under this plan.
   __device__ void leave() const {
-    if (threadIdx.x % 32 == 0 && atomicAdd(&plan_.header->finished, 1) == int(gridDim.x) - 1) {
+    if (threadIdx.x % 32 == 0 && atomicAdd(&plan_.header->finished, 1) == header_.num_workers - 1) {
       plan_.header->taken = plan_.header->finished = 0;
     }
   }
 
-  __device__ Work next_run() {
+  __device__ void next_run(Work& work) {
     int begin = plan_.prefix[entry_], weight = plan_.prefix[entry_ + 1] - begin;
     int64_t inside = position_ - int64_t{begin} * head_tiles_;
     int head = int(inside / weight), first = int(inside - int64_t{head} * weight);
     int count = int(min(int64_t{weight - first}, end_ - position_));
     int64_t item_begin = position_ - first, item_last = item_begin + weight - 1;
-    int first_cta = int(item_begin / header_.run), last_cta = int(item_last / header_.run);
     int4 entry = plan_.entries[entry_];
-    int n_begin = entry.z + first;
+    work.batch = entry.x;
+    work.m_tile = entry.y;
+    work.head_tile = head;
+    work.n_begin = entry.z + first;
+    work.n_end = work.n_begin + min(count, entry.w);
+    work.first_worker = int(item_begin / header_.run);
+    work.parts = int(item_last / header_.run) - work.first_worker + 1;
     position_ += count;
     if (first + count == weight && head + 1 == head_tiles_) ++entry_;
-    return {entry.x, entry.y, head, n_begin, n_begin + min(count, entry.w), last_cta - first_cta + 1, first_cta};
   }
 
   // The last entry whose prefix is at most target; the warp probes 32 places at a time.
@@ -82,7 +111,8 @@ class Scheduler {
 
   Plan plan_;
   PlanHeader header_;
-  int head_tiles_;
+  const Lengths& lengths_;
+  int head_tiles_, worker_;
   int64_t position_, end_;
   int entry_ = 0;
 };

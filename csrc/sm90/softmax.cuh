@@ -29,51 +29,36 @@ struct OnlineSoftmax {
   // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
   // overflow in fp16 and bf16.
   static constexpr float kSlack = 8.f;
-  // Groups of 8 columns handled at a time: the maxima of one chunk, on the ALUs, run under the exponentials of the one
-  // before.
-  static constexpr int kChunk = 4;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  float offset[2] = {
-      0.f, 0.f};  // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
+  // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
+  float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
   // Turns scores into probabilities relative to the running max. True where the max of any row of the warp moved: then
-  // what was summed before must be multiplied by rescale.
+  // what was summed before must be multiplied by rescale. Whether a row's max moves depends on that row alone, so its
+  // result does not depend on the rows beside it.
   template <class Scores>
   __device__ bool step(Scores& scores, float (&rescale)[2]) {
-    constexpr int kGroups = decltype(cute::size(scores))::value / 4;
-    static_assert(kGroups % kChunk == 0);
-    bool moved = false;
-    float sum[2][2] = {{row_sum[0], 0.f}, {row_sum[1], 0.f}};
-    rescale[0] = rescale[1] = 1.f;
+    float high[2] = {thread_max<0>(scores), thread_max<1>(scores)};
+    bool over = above_slack(high[0], 0) || above_slack(high[1], 1);
+    const bool moved = __any_sync(~0u, over);
+    if (moved) {
 #pragma unroll
-    for (int chunk = 0; chunk < kGroups; chunk += kChunk) {
-      float high[2] = {thread_max<0>(scores, chunk, chunk + kChunk), thread_max<1>(scores, chunk, chunk + kChunk)};
-      bool over = (high[0] - row_max[0]) * scale_log2 > kSlack || (high[1] - row_max[1]) * scale_log2 > kSlack;
-      if (__any_sync(~0u, over)) {
-        moved = true;
-        float by[2] = {raise<0>(quad_max(thread_max<0>(scores, chunk, kGroups))),
-                       raise<1>(quad_max(thread_max<1>(scores, chunk, kGroups)))};
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          rescale[i] *= by[i];
-          sum[i][0] *= by[i];
-          sum[i][1] *= by[i];
-        }
-#pragma unroll
-        for (int k = 0; k < 4 * chunk; ++k) scores(k) *= by[k / 2 % 2];
-      }
-#pragma unroll
-      for (int k = 4 * chunk; k < 4 * (chunk + kChunk); ++k) {
-        float p = exp2_approx(fmaf(scores(k), scale_log2, -offset[k / 2 % 2]));
-        scores(k) = p;
-        sum[k / 2 % 2][k % 2] += p;
+      for (int i = 0; i < 2; ++i) {
+        rescale[i] = raise(quad_max(high[i]), i);
+        row_sum[i] *= rescale[i];
       }
     }
+    constexpr int kSize = decltype(cute::size(scores))::value;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) scores(k) = exp2_approx(fmaf(scores(k), scale_log2, -offset[k / 2 % 2]));
+    float sum[2][2] = {{row_sum[0], 0.f}, {row_sum[1], 0.f}};
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) sum[k / 2 % 2][k % 2] += scores(k);
     row_sum[0] = sum[0][0] + sum[0][1];
     row_sum[1] = sum[1][0] + sum[1][1];
     return moved;
@@ -91,23 +76,27 @@ struct OnlineSoftmax {
   }
 
  private:
-  // Largest of this thread's scores of a row in groups [begin, end).
+  // Largest of this thread's scores of a row.
   template <int kRow, class Scores>
-  __device__ static float thread_max(const Scores& scores, int begin, int end) {
-    float m = -INFINITY;
+  __device__ static float thread_max(const Scores& scores) {
+    float m = fmaxf(scores(2 * kRow), scores(2 * kRow + 1));
 #pragma unroll
-    for (int v = begin; v < end; ++v) m = fmaxf(m, fmaxf(scores(4 * v + 2 * kRow), scores(4 * v + 2 * kRow + 1)));
+    for (int v = 1; v < decltype(cute::size(scores))::value / 4; ++v) {
+      m = fmaxf(m, fmaxf(scores(4 * v + 2 * kRow), scores(4 * v + 2 * kRow + 1)));
+    }
     return m;
   }
 
+  // False where both are -inf: their difference is NaN.
+  __device__ bool above_slack(float m, int i) const { return (m - row_max[i]) * scale_log2 > kSlack; }
+
   // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.
-  template <int kRow>
-  __device__ float raise(float m) {
-    if (!((m - row_max[kRow]) * scale_log2 > kSlack)) return 1.f;
-    float before = row_max[kRow] * scale_log2;
-    row_max[kRow] = m;
-    offset[kRow] = m * scale_log2;
-    return exp2_approx(before - offset[kRow]);
+  __device__ float raise(float m, int i) {
+    if (!above_slack(m, i)) return 1.f;
+    float before = row_max[i] * scale_log2;
+    row_max[i] = m;
+    offset[i] = m * scale_log2;
+    return exp2_approx(before - offset[i]);
   }
 };
 

@@ -8,7 +8,7 @@
 namespace lite_attention::sm90 {
 namespace {
 
-constexpr int64_t kColumns = 64, kElementBytes = 2, kSlabBytes = kColumns * kElementBytes;
+constexpr int64_t kElementBytes = 2, kGrainBytes = 16;
 
 struct Dimension {
   int64_t size, stride_bytes, box;
@@ -26,36 +26,35 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return function;
 }
 
-CUresult encode(CUtensorMap& map, const MapSource& source, const Dimension (&outer)[4]) {
+CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, const Dimension (&outer)[3]) {
   if (!encoder()) return CUDA_ERROR_NOT_FOUND;
-  cuuint64_t sizes[5] = {kColumns}, strides[4];
-  cuuint32_t box[5] = {kColumns}, steps[5] = {1, 1, 1, 1, 1};
-  for (int i = 0; i < 4; ++i) {
+  cuuint64_t sizes[4] = {cuuint64_t(source.head_dim)}, strides[3];
+  cuuint32_t box[4] = {cuuint32_t(box_columns)}, steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < 3; ++i) {
     sizes[i + 1] = std::max<int64_t>(outer[i].size, 1);
-    strides[i] = outer[i].size <= 1 ? kSlabBytes : outer[i].stride_bytes;  // of one element only the base matters
+    strides[i] = outer[i].size <= 1 ? kGrainBytes : outer[i].stride_bytes;  // of one element only the base matters
     box[i + 1] = outer[i].box;
   }
   auto type =
       source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  return encoder()(&map, type, 5, const_cast<void*>(source.data), sizes, strides, box, steps,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  auto swizzle = box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  return encoder()(&map, type, 4, const_cast<void*>(source.data), sizes, strides, box, steps,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace
 
-CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_heads, int box_tokens) {
-  return encode(map, q,
+CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_columns, int box_heads, int box_tokens) {
+  return encode(map, q, box_columns,
                 {{q.heads, q.strides.head * kElementBytes, box_heads},
                  {q.tokens, q.strides.token * kElementBytes, box_tokens},
-                 {q.head_dim / kColumns, kSlabBytes, 1},
                  {q.outer, q.strides.batch * kElementBytes, 1}});
 }
 
-CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_tokens, int box_slabs) {
-  return encode(map, kv,
+CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_columns, int box_tokens) {
+  return encode(map, kv, box_columns,
                 {{kv.tokens, kv.strides.token * kElementBytes, box_tokens},
-                 {kv.head_dim / kColumns, kSlabBytes, box_slabs},
                  {kv.heads, kv.strides.head * kElementBytes, 1},
                  {kv.outer, kv.strides.batch * kElementBytes, 1}});
 }

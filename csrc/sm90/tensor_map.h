@@ -1,4 +1,4 @@
-// TMA descriptors of Q, K and V: five dimensions, boxes of 64 columns that land as slabs under the 128-byte swizzle
+// TMA descriptors of Q, K and V: four dimensions, boxes of one slab's columns that land under the swizzle of that width
 // (sm90/traits.cuh).
 #pragma once
 
@@ -9,9 +9,8 @@
 
 namespace lite_attention::sm90 {
 
-// A tensor as (64 columns, rows, slabs of 64 columns, heads, outer), where rows are tokens and outer is the batch or
-// the page. For Q the two inner dimensions are swapped to (64 columns, heads, tokens, slabs, outer), so that packed
-// heads are neighbours.
+// A tensor as (head_dim, tokens, heads, outer), where outer is the batch or the page. For Q the two in the middle are
+// swapped, so that packed heads are neighbours. Columns of a box past head_dim arrive as zeros.
 struct MapSource {
   const void* data;
   ElementType element;
@@ -19,7 +18,7 @@ struct MapSource {
   Strides strides;  // batch is the stride of `outer`
 };
 
-CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_heads, int box_tokens);
-CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_tokens, int box_slabs);
+CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_columns, int box_heads, int box_tokens);
+CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_columns, int box_tokens);
 
 }  // namespace lite_attention::sm90

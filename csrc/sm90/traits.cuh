@@ -7,43 +7,64 @@
 
 #include <cute/tensor.hpp>
 
+#include "sm90/cluster.cuh"
+#include "sm90/launch.h"
 #include "sm90/scheduler.cuh"
 
 namespace lite_attention::sm90 {
 
 using namespace cute;
 
-// The shapes to tune. Prefill tiles are bound by the tensor cores and exp2, decode tiles by the bytes of K and V.
-template <int kHeadDim, bool kDecode>
-struct TileShape {};
-template <>
-struct TileShape<64, false> {
-  static constexpr int kBlockM = 192, kBlockN = 128, kStages = 4;
-};
-template <>
-struct TileShape<128, false> {
-  static constexpr int kBlockM = 128, kBlockN = 128, kStages = 3;
-};
-template <>
-struct TileShape<64, true> {
-  static constexpr int kBlockM = 64, kBlockN = 128, kStages = 5;
-};
-template <>
-struct TileShape<128, true> {
-  static constexpr int kBlockM = 64, kBlockN = 128, kStages = 3;
+// The shapes to tune: rows, keys and ring stages, as many as fit in shared memory. Prefill tiles are bound by the
+// tensor cores and exp2, decode tiles by the bytes of K and V. kPaged and kDecode of a head dim have one kBlockN: with
+// it a row's result does not depend on which of the two computes it.
+template <int kBlockM_, int kBlockN_, int kStages_, int kCluster_ = 1>
+struct Shape {
+  using Type = Shape;
+  static constexpr int kBlockM = kBlockM_, kBlockN = kBlockN_, kStages = kStages_, kCluster = kCluster_;
 };
 
-template <class Element_, int kHeadDim_, bool kDecode>
+template <int kHeadDim, TileKind kKind>
+struct TileShape : TileShape<kHeadDim, TileKind::kPrefill> {};
+template <>
+struct TileShape<64, TileKind::kPrefill> : Shape<192, 128, 4> {};
+template <>
+struct TileShape<64, TileKind::kDecode> : Shape<64, 128, 5> {};
+template <>
+struct TileShape<96, TileKind::kPrefill> : Shape<128, 128, 3> {};
+template <>
+struct TileShape<96, TileKind::kDecode> : Shape<64, 128, 4> {};
+template <>
+struct TileShape<128, TileKind::kPrefill> : Shape<128, 160, 2, 2> {};
+template <>
+struct TileShape<128, TileKind::kFull> : Shape<128, 176, 2, 2> {};
+template <>
+struct TileShape<128, TileKind::kPaged> : Shape<128, 128, 3, 2> {};
+template <>
+struct TileShape<128, TileKind::kDecode> : Shape<64, 128, 3> {};
+template <>
+struct TileShape<192, TileKind::kPrefill> : Shape<128, 112, 2> {};
+template <>
+struct TileShape<192, TileKind::kDecode> : Shape<64, 112, 2> {};
+template <>
+struct TileShape<256, TileKind::kPrefill> : Shape<128, 80, 2> {};
+template <>
+struct TileShape<256, TileKind::kDecode> : Shape<64, 80, 2> {};
+
+template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_>
 struct Traits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kScoreMod = kScoreMod_;
 
-  using Shape = TileShape<kHeadDim, kDecode>;
-  static constexpr int kBlockM = Shape::kBlockM;
-  static constexpr int kBlockN = Shape::kBlockN;
-  static constexpr int kStages = Shape::kStages;
+  static constexpr int kBlockM = TileShape::kBlockM;
+  static constexpr int kBlockN = TileShape::kBlockN;
+  static constexpr int kStages = TileShape::kStages;
 
-  static constexpr int kConsumerWarpgroups = kBlockM / 64;
+  // Blocks with different queries that share each K and V tile, so that it leaves L2 once for all of them.
+  static constexpr int kCluster = TileShape::kCluster;
+
+  static constexpr int kConsumerWarpgroups = kBlockM / kRowsPerWarpgroup;
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
 
@@ -59,19 +80,22 @@ struct Traits {
   static constexpr int kProducerRegisters = kConsumerWarpgroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kConsumerWarpgroups == 2 ? 232 : 160;
 
-  // Tiles lie in shared memory as [head_dim / 64][rows][64 columns], each row of 128 bytes under the 128-byte swizzle:
-  // what a TMA box of 64 columns writes, and what wgmma reads as K-major Q and K and as MN-major V.
-  static constexpr int kSlabColumns = 64;
+  // Tiles lie in shared memory as [slabs][rows][kSlabColumns], each row one span of the swizzle: what a TMA box writes,
+  // and what wgmma reads as K-major Q and K and as MN-major V.
+  static constexpr int kSlabColumns = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kSlabs = kHeadDim / kSlabColumns;
   static constexpr int kRowBytes = kSlabColumns * sizeof(Element);
-  static_assert(kRowBytes == 128, "one row of a slab is one span of the 128-byte swizzle");
-  static_assert(kHeadDim % kSlabColumns == 0, "head dims between slabs need predicated columns");
+  static_assert(kHeadDim % kSlabColumns == 0, "a tile is whole slabs");
   static_assert(kBlockN % 16 == 0, "pages are multiples of 16 tokens and must not straddle a tile's end");
 
-  static constexpr int kTileBytesKV = kBlockN * kHeadDim * sizeof(Element);
+  // Rows of a box of keys that are not paged: every block of a cluster has boxes of its own to load.
+  static constexpr int kBoxRows = kBlockN / kCluster;
+  static_assert(kBoxRows % 8 == 0, "a box is whole swizzle atoms");
 
-  using LayoutAtom = GMMA::Layout_K_SW128_Atom<Element>;
-  using LayoutAtomV = GMMA::Layout_MN_SW128_Atom<Element>;
+  using LayoutAtom =
+      conditional_t<kSlabColumns == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
+  using LayoutAtomV =
+      conditional_t<kSlabColumns == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
   using SmemLayoutQ = decltype(tile_to_shape(LayoutAtom{}, cute::Shape<Int<kBlockM>, Int<kHeadDim>>{}));
   using SmemLayoutK = decltype(tile_to_shape(LayoutAtom{}, cute::Shape<Int<kBlockN>, Int<kHeadDim>, Int<kStages>>{}));
   // V as (head_dim, keys): the same bytes as SmemLayoutK, walked keys first.
@@ -94,13 +118,13 @@ struct Traits {
     alignas(1024) Element q[kBlockM * kHeadDim];
     alignas(1024) Element k[kStages * kBlockN * kHeadDim];
     alignas(1024) Element v[kStages * kBlockN * kHeadDim];
-    FullBarrier q_full;
-    EmptyBarrier q_empty;
+    FullBarrier q_full[kConsumerWarpgroups];
+    EmptyBarrier q_empty[kConsumerWarpgroups];
     FullBarrier k_full[kStages];
     EmptyBarrier k_empty[kStages];
     FullBarrier v_full[kStages];
     EmptyBarrier v_empty[kStages];
-    FullBarrier work_full[kWorkStages];
+    EmptyBarrier work_full[kWorkStages];
     EmptyBarrier work_empty[kWorkStages];
     Work work[kWorkStages];
     bool last_arrival;
@@ -112,5 +136,11 @@ struct Traits {
 
 // Named barriers of the consumers. Zero is __syncthreads; cutlass keeps 1 to 7 for itself and adds that offset.
 enum Barrier : uint32_t { kConsumers = 0, kTurn = 1, kWarpgroup = 4 };
+
+// The place of this block's first warpgroup among those of its cluster.
+template <class Traits>
+__device__ int first_warpgroup() {
+  return Cluster<Traits::kCluster>::rank() * Traits::kConsumerWarpgroups;
+}
 
 }  // namespace lite_attention::sm90

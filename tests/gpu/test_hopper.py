@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random as py_random
 
 import accuracy
 import pytest
 import torch
+
+from lite_attention import get_scheduler_metadata
 
 HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (6, 1), (32, 8), (20, 1)]
 MASKS = [
@@ -18,7 +21,7 @@ MASKS = [
     {"window_size": (0, 0)},
 ]
 every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-every_head_dim = pytest.mark.parametrize("head_dim", [64, 128])
+every_head_dim = pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 
 
 def lengths(rng, n, longest):
@@ -26,10 +29,23 @@ def lengths(rng, n, longest):
     return [rng.choice([0, 1, rng.randint(1, 40), rng.randint(1, longest), 128 * rng.randint(1, 4)]) for _ in range(n)]
 
 
+def modifications(rng, heads, batch, likely=0.25):
+    """Softcap, ALiBi slopes and sinks, each now and then."""
+    floats = lambda *shape: torch.tensor([rng.random() for _ in range(math.prod(shape))], device="cuda").view(shape)  # noqa: E731
+    kwargs = {}
+    if rng.random() < likely:
+        kwargs["softcap"] = rng.choice([1.0, 15.0, 50.0])
+    if rng.random() < likely:
+        kwargs["alibi_slopes"] = floats(*rng.choice([(heads,), (batch, heads)])) * 0.2
+    if rng.random() < likely:
+        kwargs["sinks"] = 6 * floats(heads) - 3
+    return kwargs
+
+
 @every_kernel
 @every_head_dim
 @pytest.mark.parametrize("layout", ["fixed", "packed", "paged", "kvcache"])
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_shapes(layout, head_dim, dtype, seed):
     rng = py_random.Random(f"{layout} {head_dim} {dtype} {seed}")
     heads, heads_k = rng.choice(HEADS)
@@ -43,9 +59,11 @@ def test_random_shapes(layout, head_dim, dtype, seed):
     if layout == "fixed":
         lens_k = [max(lens_k[0], 1)] * batch
     sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed)
-    kwargs = dict(mask)
+    kwargs = dict(mask) | modifications(rng, heads, batch)
     if rng.random() < 0.3:
         kwargs["softmax_scale"] = rng.choice([0.05, 0.3])
+    if rng.random() < 0.2:
+        kwargs["num_splits"] = 1
     if layout == "fixed":
         case = accuracy.fixed(sequences, **kwargs)
     elif layout == "packed":
@@ -174,25 +192,91 @@ def test_nothing_to_do(layout):
     assert (lse == float("-inf")).all()
 
 
-REFUSED = [
-    ({"softcap": 3.0}, "softcap"),
-    ({"alibi_slopes": torch.ones(4)}, "alibi_slopes"),
-    ({"sinks": torch.ones(4)}, "sinks"),
-]
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("lens_q", [[1, 1, 1], [5, 300, 0]], ids=["decode", "prefill"])
+@pytest.mark.parametrize("modification", ["softcap", "alibi_slopes", "batch alibi_slopes", "sinks", "all"])
+def test_score_modifications(modification, lens_q, head_dim, dtype):
+    """Each alone and together, over rows that are split and rows that see nothing."""
+    batch, heads = len(lens_q), 8
+    generator = torch.Generator("cuda").manual_seed(11)
+    slopes = torch.rand(batch, heads, device="cuda", generator=generator) * 0.1
+    every = {"softcap": 20.0, "alibi_slopes": slopes[0], "sinks": 3 * torch.randn(heads, device="cuda")}
+    kwargs = {modification: every[modification]} if modification in every else dict(every)
+    if "batch" in modification:
+        kwargs = {"alibi_slopes": slopes}
+    sequences = accuracy.make_sequences(lens_q, [6001, 250, 0], heads, 2, head_dim, dtype, 12)
+    case = accuracy.paged(sequences, 16, causal=True, **kwargs)
+    accuracy.check(case, *case.run())
 
 
-@pytest.mark.parametrize(("kwargs", "name"), REFUSED, ids=[name for _, name in REFUSED])
-def test_what_the_kernel_lacks_is_refused_unless_the_reference_is_asked_for(kwargs, name):
-    kwargs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-    q = torch.randn(1, 9, 4, 64, device="cuda", dtype=torch.bfloat16)
-    with pytest.raises(NotImplementedError, match=name):
-        accuracy.flash_attn_func(q, q, q, **kwargs)
-    assert accuracy.flash_attn_func(q, q, q, backend="reference", **kwargs).isfinite().all()
+@every_kernel
+@pytest.mark.parametrize("head_dim", [8, 40, 72, 104, 120, 136, 200, 248])
+@pytest.mark.parametrize("lens_q", [[2, 1], [77, 200]], ids=["decode", "prefill"])
+def test_head_dims_between_those_of_the_kernels(head_dim, lens_q, dtype):
+    sequences = accuracy.make_sequences(lens_q, [5000, 333], 8, 2, head_dim, dtype, 13)
+    for case in (accuracy.paged(sequences, 48, causal=True), accuracy.packed(sequences)):
+        accuracy.check(case, *case.run())
+
+
+@every_head_dim
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, metadata):
+    """With num_splits=1: alone, among strangers, in a decode step and as the end of a chunk, the same bits."""
+    heads, heads_k, page_size = 8, 2, 16
+    lens_k = [4001, 17, 2500, 129, 640]
+    decodes = accuracy.make_sequences([1] * 5, lens_k, heads, heads_k, head_dim, torch.bfloat16, 14)
+    chunk = accuracy.make_sequences([700], [700], heads, heads_k, head_dim, torch.bfloat16, 15)
+
+    def last_rows(sequences):
+        case = accuracy.paged(sequences, page_size, causal=True, num_splits=1)
+        if metadata:
+            lens_q = [s[0].shape[0] for s in sequences]
+            case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
+                len(sequences), max(lens_q), max(s[1].shape[0] for s in sequences), heads, heads_k, head_dim,
+                cu_seqlens_q=accuracy.starts(lens_q), total_q=sum(lens_q), seqused_k=case.kwargs["seqused_k"],
+                causal=True, num_splits=1, page_size=page_size,
+            )  # fmt: skip
+        out, lse = case.run()
+        accuracy.check(case, out, lse)
+        ends = torch.tensor([s[0].shape[0] for s in sequences]).cumsum(0) - 1
+        return out[ends], lse[:, ends]
+
+    together, lse = last_rows(decodes)
+    mixed, mixed_lse = last_rows(decodes + chunk)
+    assert torch.equal(mixed[:5], together)
+    assert torch.equal(mixed_lse[:, :5], lse)
+    for b, sequence in enumerate(decodes):
+        alone, lse_alone = last_rows([sequence])
+        assert torch.equal(alone[0], together[b])
+        assert torch.equal(lse_alone[:, 0], lse[:, b])
+    q, k, v = chunk[0]
+    token, lse_token = last_rows([(q[-1:], k, v)])
+    assert torch.equal(token[0], mixed[5])
+    assert torch.equal(lse_token[:, 0], mixed_lse[:, 5])
+
+
+def test_scores_that_leap_far_above_the_running_max():
+    """Keys whose scores lie hundreds above all before them: nothing overflows and the small ones vanish."""
+    sequences = accuracy.make_sequences([64], [900], 4, 4, 64, torch.bfloat16, 16)
+    q, k, v = sequences[0]
+    k[100] = q[0] * 60  # keys are walked from the last to the first
+    case = accuracy.fixed([(q, k, v)])
+    accuracy.check(case, *case.run())
+
+
+@pytest.mark.parametrize("planted", [{"window_size": (-1, 1)}, {"window_size": (-1, 0), "softmax_scale": 0.1}])
+def test_the_check_catches_what_is_planted(planted):
+    """One key too many under the mask, or another scale: the rule that the kernels are held to tells."""
+    sequences = accuracy.make_sequences([300], [300], 4, 2, 128, torch.bfloat16, 17)
+    case, wrong = accuracy.packed(sequences, causal=True), accuracy.packed(sequences, **planted)
+    with pytest.raises(AssertionError, match="error"):
+        accuracy.check(case, *wrong.run())
 
 
 @pytest.mark.parametrize("change", ["head_dim", "dtype", "page_size"])
 def test_unsupported_shapes_are_refused(change):
-    d = 72 if change == "head_dim" else 64
+    d = 68 if change == "head_dim" else 64
     dtype = torch.float32 if change == "dtype" else torch.bfloat16
     sequences = accuracy.make_sequences([3], [40], 4, 2, d, dtype, 10)
     case = accuracy.paged(sequences, 8 if change == "page_size" else 16)

@@ -71,7 +71,13 @@ def test_graph_follows_the_lengths(shared_metadata):
     def plan():
         if shared_metadata:
             get_scheduler_metadata(
-                *shape, cu_seqlens_q=starts, total_q=batch, seqused_k=used, causal=True, out=metadata
+                *shape,
+                cu_seqlens_q=starts,
+                total_q=batch,
+                seqused_k=used,
+                causal=True,
+                page_size=page_size,
+                out=metadata,
             )
 
     def run():
@@ -115,15 +121,16 @@ def test_two_graphs_in_flight():
         accuracy.check(case, *result)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
-def test_metadata_serves_many_layers(kind):
+def test_metadata_serves_many_layers(kind, head_dim):
     lens_q = [1, 1, 1] if kind == "decode" else [300, 0, 77]
     lens_k = [4000, 0, 129] if kind == "decode" else [900, 3, 77]
-    layers = [accuracy.make_sequences(lens_q, lens_k, 8, 2, 64, torch.bfloat16, seed) for seed in range(3)]
+    layers = [accuracy.make_sequences(lens_q, lens_k, 8, 2, head_dim, torch.bfloat16, seed) for seed in range(3)]
     cases = [accuracy.paged(sequences, 32, causal=True) for sequences in layers]
     metadata = get_scheduler_metadata(
-        3, max(lens_q), max(lens_k), 8, 2, 64, cu_seqlens_q=accuracy.starts(lens_q), total_q=sum(lens_q),
-        seqused_k=accuracy.ints(lens_k), causal=True,
+        3, max(lens_q), max(lens_k), 8, 2, head_dim, cu_seqlens_q=accuracy.starts(lens_q), total_q=sum(lens_q),
+        seqused_k=accuracy.ints(lens_k), causal=True, page_size=32,
     )  # fmt: skip
     for case in cases:
         own = case.run()

@@ -3,11 +3,8 @@
 namespace lite_attention::sm90 {
 
 template <>
-Kernel kernel<ElementType::kHalf, 128>(bool decode) {
-  using Prefill = Traits<cutlass::half_t, 128, false>;
-  using Decode = Traits<cutlass::half_t, 128, true>;
-  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>}
-                : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
+Kernel kernel<ElementType::kHalf, 128>(TileKind kind, bool score_mod) {
+  return select_kernel<cutlass::half_t, 128>(kind, score_mod);
 }
 
 }  // namespace lite_attention::sm90

@@ -3,11 +3,8 @@
 namespace lite_attention::sm90 {
 
 template <>
-Kernel kernel<ElementType::kBFloat16, 64>(bool decode) {
-  using Prefill = Traits<cutlass::bfloat16_t, 64, false>;
-  using Decode = Traits<cutlass::bfloat16_t, 64, true>;
-  return decode ? Kernel{{Decode::kBlockM, Decode::kBlockN}, launch<Decode>}
-                : Kernel{{Prefill::kBlockM, Prefill::kBlockN}, launch<Prefill>};
+Kernel kernel<ElementType::kBFloat16, 64>(TileKind kind, bool score_mod) {
+  return select_kernel<cutlass::bfloat16_t, 64>(kind, score_mod);
 }
 
 }  // namespace lite_attention::sm90
