@@ -9,6 +9,8 @@ import os
 import platform
 from collections.abc import Sequence
 
+from lite_attention.bench import command as bench
+
 
 def _gpus() -> list[str]:
     import torch
@@ -65,14 +67,15 @@ def info() -> dict[str, str | list[str]]:
     }
 
 
-def _print_info(arguments: argparse.Namespace) -> None:
+def _print_info(arguments: argparse.Namespace) -> int:
     found = info()
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return
+        return 0
     for name, value in found.items():
         for line in [value] if isinstance(value, str) else value:
             print(f"{name:<15} {line}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     shown.add_argument("--json", action="store_true", help="print JSON")
     shown.set_defaults(run=_print_info)
+    timed = commands.add_parser(
+        "bench",
+        help="times the kernels beside FA3, FA4 and cuDNN, once their results agree",
+        description=bench.run.__doc__,
+    )
+    bench.add_arguments(timed)
+    timed.set_defaults(run=bench.run)
     arguments = parser.parse_args(argv)
-    arguments.run(arguments)
-    return 0
+    return arguments.run(arguments)

@@ -1,0 +1,147 @@
+"""One row: inputs, checks, times."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lite_attention.bench.check import against_peer, against_reference, compare, samples
+from lite_attention.bench.contenders import Call, Contender, Ours, OwnContiguous
+from lite_attention.bench.inputs import Inputs, make_inputs, rows
+from lite_attention.bench.results import RowResult
+from lite_attention.bench.rows import Row
+from lite_attention.bench.shapes import Shape
+from lite_attention.bench.targets import OURS, OWN_CONTIGUOUS
+from lite_attention.bench.timing import GRAPH_BELOW, Clock, Time, calls_in_graph, graph_of, interleaved
+
+L2_TIMES = 4  # the inputs of a row together are to be this many times the L2 cache
+MOST_INPUTS = 16
+PROBES = 3  # calls of each contender before it is timed
+
+
+class Measurement:
+    """Measures rows on one device. `tell` hears what is being done."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        peers: Sequence[Contender],
+        repetitions: int,
+        clock: Clock,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.device = device
+        self.peers = peers
+        self.repetitions = repetitions
+        self.clock = clock
+        self.tell = tell
+
+    def measure(self, row: Row, shape: Shape) -> RowResult:
+        """The result of a row at `shape`. What raises ends up in it."""
+        result = RowResult(row, shape)
+        try:
+            self._measure(result)
+        except NotImplementedError as error:
+            result.status, result.reason = "not built", first_line(error)
+        except Exception as error:  # whatever it is, the other rows are still to be measured
+            result.status, result.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the next row needs comes in other sizes
+        if result.status != "measured":
+            result.times = {}
+        return result
+
+    def lost(self) -> str | None:
+        """What the device says where an error has made it unusable; None where it goes on."""
+        try:
+            self._wait()
+        except RuntimeError as error:
+            return first_line(error)
+        return None
+
+    def _measure(self, result: RowResult) -> None:
+        row = result.row
+        self.tell(f"{row.name}: data")
+        inputs = self._inputs(row, result.shape)
+        calls = {OURS: [Ours().prepare(one) for one in inputs]}
+        out = calls[OURS][0]()
+        self._wait()
+
+        self.tell(f"{row.name}: check")
+        expected = samples(inputs[0])
+        result.agreements.append(against_reference(out, expected))
+        own = [OwnContiguous()] if row.needs(OWN_CONTIGUOUS) else []
+        for peer in (*self.peers, *own):
+            if lack := peer.lacks(result.shape):
+                result.absent[peer.name] = lack
+                continue
+            try:
+                theirs = [peer.prepare(one) for one in inputs]
+                agreement = against_peer(peer.name, out, theirs[0](), expected)
+                self._wait()
+            except Exception as error:  # of a peer any error is a finding, and the row goes on without it
+                if peer in own:
+                    raise
+                result.absent[peer.name] = f"raised {type(error).__name__}: {first_line(error)}"
+                continue
+            result.agreements.append(agreement)
+            calls[peer.name] = theirs
+        if self._mismatch(result):
+            return
+
+        self.tell(f"{row.name}: time")
+        checked = out.clone()
+        out.fill_(math.nan)
+        self._time(result, calls)
+        # Counters and plans are used again and again meanwhile: the last result must still be the first.
+        result.agreements.append(compare("itself before timing", rows(out), rows(checked), 0.0))
+        self._mismatch(result)
+
+    def _inputs(self, row: Row, shape: Shape) -> list[Inputs]:
+        count = 1
+        if self.device.type == "cuda":  # as many as L2 can't hold
+            cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+            count = min(max(math.ceil(L2_TIMES * cache / shape.io_bytes), 1), MOST_INPUTS)
+        seed = zlib.crc32(row.name.encode())  # the same with --only as without
+        return [make_inputs(shape, self.device, seed + i) for i in range(count)]
+
+    def _time(self, result: RowResult, calls: dict[str, list[Call]]) -> None:
+        probes = {name: Time.of(found).lowest for name, found in interleaved(calls, PROBES, self.clock).items()}
+        fastest, count = min(probes.values()), 1
+        result.method = "single calls"
+        # Servers replay their decode steps, so those rows are replayed however long they take.
+        if self.device.type == "cuda" and (result.shape.planned or fastest < GRAPH_BELOW):
+            count = calls_in_graph(fastest, len(calls[OURS]))
+            result.method = f"graphs of {count} calls, over {len(calls[OURS])} inputs"
+            calls = self._graphs(result, calls, count)
+            interleaved(calls, 2, self.clock)
+        found = interleaved(calls, self.repetitions, self.clock)
+        result.times = {name: Time.of(one, count) for name, one in found.items()}
+
+    def _graphs(self, result: RowResult, calls: dict[str, list[Call]], count: int) -> dict[str, list[Call]]:
+        graphs = {OURS: [graph_of(calls[OURS], count)]}
+        for name, theirs in calls.items():
+            if name == OURS:
+                continue
+            try:
+                graphs[name] = [graph_of(theirs, count)]
+            except Exception as error:  # as above
+                result.absent[name] = f"raised {type(error).__name__} in a graph: {first_line(error)}"
+        return graphs
+
+    def _mismatch(self, result: RowResult) -> bool:
+        if wrong := [one for one in result.agreements if not one.right]:
+            result.status, result.reason = "mismatch", "; ".join(map(str, wrong))
+        return bool(wrong)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

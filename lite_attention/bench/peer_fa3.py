@@ -1,0 +1,84 @@
+"""FlashAttention-3 as vLLM ships it: one library of torch ops, which needs no vLLM around it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from lite_attention.bench.contenders import Call
+from lite_attention.bench.inputs import Inputs, rows
+from lite_attention.bench.shapes import Shape
+
+LIBRARY = Path("vllm_flash_attn", "_vllm_fa3_C.abi3.so")  # below vLLM's package
+
+
+def find_fa3() -> Path | None:
+    """The library inside an installed vLLM, which is not imported: that takes seconds and changes the process."""
+    spec = importlib.util.find_spec("vllm")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    return next((file for place in places if (file := Path(place) / LIBRARY).is_file()), None)
+
+
+class FA3:
+    """`path` is the library, None where none was found."""
+
+    name = "FA3"
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def available(self) -> str | None:
+        if self.path is None:
+            return f"no installed vLLM has {LIBRARY}; --fa3 PATH names such a file"
+        if torch.cuda.get_device_capability() != (9, 0):
+            return f"{torch.cuda.get_device_name()} is no Hopper GPU"
+        try:
+            torch.ops.load_library(self.path)
+        except OSError as error:
+            return f"{self.path} does not load: {str(error).splitlines()[0]}"
+        missing = [op for op in ("fwd", "get_scheduler_metadata") if not hasattr(torch.ops._vllm_fa3_C, op)]
+        return f"{self.path} has no op _vllm_fa3_C::{missing[0]}" if missing else None
+
+    def identity(self) -> str:
+        if self.path == find_fa3():
+            with suppress(importlib.metadata.PackageNotFoundError):  # as where vLLM was only unpacked
+                return f"{self.path}, of vLLM {importlib.metadata.version('vllm')}"
+        return str(self.path)
+
+    def lacks(self, shape: Shape) -> str | None:
+        return None
+
+    def prepare(self, inputs: Inputs) -> Call:
+        shape, paged = inputs.shape, inputs.block_table is not None
+        q = inputs.queries()
+        k, v = (inputs.k, inputs.v) if paged else (rows(inputs.k), rows(inputs.v))
+        out = torch.empty_like(q)
+        ops = torch.ops._vllm_fa3_C
+        metadata = None
+        if shape.planned:
+            metadata = ops.get_scheduler_metadata(
+                shape.batch, max(shape.q_lens), max(shape.k_lens), shape.heads, shape.heads_k,
+                shape.head_dim, shape.head_dim, q.dtype, inputs.seqused_k, inputs.cu_seqlens_q,
+                None, None, None, None,  # cu_seqlens_k, cu_seqlens_k_new, seqused_q, leftpad_k
+                shape.page_size, 0,  # max_seqlen_k_new
+                shape.causal, -1, -1, False,  # window, has_softcap
+                0, None, 0,  # num_splits, pack_gqa, sm_margin
+            )  # fmt: skip
+        arguments = (
+            q, k, v,
+            None, None, None,  # k_new, v_new, q_v
+            out, inputs.cu_seqlens_q, None if paged else inputs.cu_seqlens_k,
+            None, None,  # cu_seqlens_k_new, seqused_q
+            inputs.seqused_k if paged else None, max(shape.q_lens), max(shape.k_lens), inputs.block_table,
+            None, None, None, None, None,  # kv_batch_idx, leftpad_k, rotary_cos, rotary_sin, seqlens_rotary
+            None, None, None,  # descale of q, k, v
+            inputs.softmax_scale, shape.causal, -1, -1,  # window
+            0.0, True,  # softcap, rotary_interleaved
+            metadata, 0, None, 0,  # num_splits, pack_gqa, sm_margin
+            None, 1, 0, None,  # s_aux, cp_world_size, cp_rank, cp_tot_seqused_k
+        )  # fmt: skip
+        return lambda: ops.fwd(*arguments)[0]

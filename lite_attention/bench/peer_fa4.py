@@ -1,0 +1,53 @@
+"""FlashAttention-4: the package flash-attn-4, kernels in CuTe DSL that are compiled when they are first called."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from types import ModuleType
+
+from lite_attention.bench.contenders import Call
+from lite_attention.bench.inputs import Inputs
+from lite_attention.bench.shapes import Shape
+
+
+def _interface() -> ModuleType:
+    import flash_attn.cute.interface
+
+    return flash_attn.cute.interface
+
+
+class FA4:
+    name = "FA4"
+
+    def available(self) -> str | None:
+        try:
+            _interface()
+        except ImportError as error:
+            return f"flash_attn.cute cannot be imported: {error}"
+        except Exception as error:  # with an unfitting CUTLASS DSL it may raise anything
+            return f"flash_attn.cute cannot be imported: {type(error).__name__}: {error}"
+        return None
+
+    def identity(self) -> str:
+        try:
+            return importlib.metadata.version("flash-attn-4")
+        except importlib.metadata.PackageNotFoundError:
+            return f"{_interface().__file__}, of no installed package"
+
+    def lacks(self, shape: Shape) -> str | None:
+        return "no paged KV" if shape.layout == "paged" else None
+
+    def prepare(self, inputs: Inputs) -> Call:
+        forward, shape = _interface()._flash_attn_fwd, inputs.shape
+        if shape.layout == "dense":
+            return lambda: forward(inputs.q, inputs.k, inputs.v, causal=shape.causal)[0]
+        return lambda: forward(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            cu_seqlens_q=inputs.cu_seqlens_q,
+            cu_seqlens_k=inputs.cu_seqlens_k,
+            max_seqlen_q=max(shape.q_lens),
+            max_seqlen_k=max(shape.k_lens),
+            causal=shape.causal,
+        )[0]

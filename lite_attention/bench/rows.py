@@ -1,0 +1,126 @@
+"""The rows of the benchmark: what is timed, and the ratios asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from random import Random
+from typing import Literal
+
+from lite_attention.bench.shapes import Shape
+from lite_attention.bench.targets import BEST, OWN_CONTIGUOUS, Average, Target
+
+K = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload. `bound` says which ceiling it is held against: matrix products, or memory."""
+
+    name: str
+    shape: Shape
+    targets: tuple[Target, ...]
+    bound: Literal["compute", "memory"] = "compute"
+
+    @property
+    def unit(self) -> str:
+        return "TFLOP/s" if self.bound == "compute" else "TB/s"
+
+    def needs(self, against: str) -> bool:
+        return any(target.against == against for target in self.targets)
+
+
+def select(patterns: list[str] | None) -> list[Row]:
+    """The rows whose name matches one of the globs, all without any. A glob without a row is an error."""
+    for pattern in patterns or []:
+        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
+            raise SystemExit(f"--only: got {pattern!r}, which no row matches; --list has their names")
+    return [row for row in ROWS if not patterns or any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def log_uniform(count: int, shortest: int, longest: int, seed: int) -> tuple[int, ...]:
+    """Lengths whose logarithms are uniform between those of `shortest` and `longest`; the same ones every time."""
+    random = Random(seed)
+    return tuple(int(shortest * (longest / shortest) ** random.random()) for _ in range(count))
+
+
+def _dense(name: str, batch: int, tokens: int, heads: int, head_dim: int, causal: bool) -> Row:
+    lens = (tokens,) * batch
+    mask = "causal" if causal else "full"
+    targets = (Target("FA3", 1.00), Target(BEST, 0.98))
+    return Row(f"dense-hd{head_dim}-{mask}-{name}", Shape(lens, lens, heads, heads, head_dim, causal), targets)
+
+
+def _paged_prefill(page_size: int, at_least: float) -> Row:
+    shape = Shape((4 * K,), (32 * K,), 32, 8, 128, causal=True, layout="paged", page_size=page_size)
+    return Row(f"prefill-page{page_size}-4k-over-32k", shape, (Target("FA3", at_least), Target(OWN_CONTIGUOUS, 0.98)))
+
+
+def _serving(
+    name: str,
+    q_lens: tuple[int, ...],
+    k_lens: tuple[int, ...],
+    at_least: float,
+    heads: int = 32,
+    heads_k: int = 8,
+    head_dim: int = 128,
+) -> Row:
+    """A step of a server: keys in pages of 16, the plan made before."""
+    shape = Shape(q_lens, k_lens, heads, heads_k, head_dim, causal=True, layout="paged", page_size=16, planned=True)
+    return Row(name, shape, (Target("FA3", at_least),), bound="memory")
+
+
+def _decode(
+    name: str,
+    batch: int,
+    tokens: int,
+    at_least: float,
+    heads: int = 32,
+    heads_k: int = 8,
+    head_dim: int = 128,
+    q: int = 1,
+) -> Row:
+    return _serving(f"decode-{name}", (q,) * batch, (tokens,) * batch, at_least, heads, heads_k, head_dim)
+
+
+_VARLEN = log_uniform(64, 128, 32 * K, seed=0)
+_DECODE = log_uniform(256, 512, 32 * K, seed=1)
+
+ROWS: tuple[Row, ...] = (
+    *(
+        _dense(f"{tokens // K}k-b{batch}", batch, tokens, 2048 // head_dim, head_dim, causal)
+        for head_dim in (64, 128, 256)
+        for causal in (False, True)
+        for tokens, batch in ((2 * K, 8), (8 * K, 2), (16 * K, 1), (32 * K, 1))
+    ),
+    _dense("32k-h40", 1, 32 * K, 40, 128, causal=False),
+    _dense("75600-h12", 1, 75_600, 12, 128, causal=False),  # a video of five seconds, as a diffusion model sees it
+    Row("chunk-8k-over-128k", Shape((8 * K,), (128 * K,), 32, 8, 128, causal=True), (Target("FA3", 1.00),)),
+    _paged_prefill(16, 1.03),
+    _paged_prefill(64, 1.10),
+    _paged_prefill(128, 1.03),
+    Row(
+        "varlen-64x128-32k",
+        Shape(_VARLEN, _VARLEN, 32, 8, 128, causal=True, layout="packed"),
+        (Target("FA3", 1.05),),
+    ),
+    _decode("b8-32k", 8, 32 * K, 0.99),
+    _decode("b32-8k", 32, 8 * K, 0.99),
+    _decode("b64-4k", 64, 4 * K, 0.99),
+    _decode("b64-32k", 64, 32 * K, 0.99),
+    _serving("decode-b256-512-32k", (1,) * 256, _DECODE, 0.99),
+    _decode("b1-8k", 1, 8 * K, 1.25),
+    _decode("b4-4k", 4, 4 * K, 1.20),
+    _decode("b1-32k", 1, 32 * K, 1.10),
+    _decode("hd64-b64-8k", 64, 8 * K, 1.20, heads=9, heads_k=3, head_dim=64),
+    _decode("b128-2k", 128, 2 * K, 1.20),
+    *(_decode(f"group{group}-b16-16k", 16, 16 * K, 0.99, heads=8 * group) for group in (1, 4, 8, 16)),
+    *(_decode(f"q{q}-b16-16k", 16, 16 * K, 0.99, q=q) for q in (2, 4, 8)),
+    _serving("mixed-2k-and-63-decodes", (2 * K,) + (1,) * 63, (8 * K,) * 64, 1.05),
+)
+
+AVERAGES: tuple[Average, ...] = (
+    Average("dense-*", Target("FA3", 1.04)),
+    Average("dense-*", Target(BEST, 1.00)),
+    Average("dense-hd64-*", Target("FA3", 1.10)),
+)
