@@ -37,10 +37,10 @@ CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, cons
   }
   auto type =
       source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  // A fetch into L2 should end with the row: where rows of different heads lie side by side, what is past it is another
-  // head's, which a decode step reads at another time or not at all.
-  auto promotion = source.head_dim * kElementBytes % 256 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
-                                                              : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+  // A fetch into L2 should stay with its head: where the next 128 bytes are another head's, a decode step reads them at
+  // another time or not at all. K and V of a head side by side, as in vLLM's cache, are both wanted.
+  const int64_t apart = (source.heads > 1 ? source.strides.head : source.strides.token) * kElementBytes;
+  auto promotion = apart % 256 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
   auto swizzle = box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   return encoder()(&map, type, 4, const_cast<void*>(source.data), sizes, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
