@@ -85,13 +85,13 @@ struct Selection {
   sm90::Tile tile;
   Packing packing;
 
-  Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right,
-            bool paged) {
+  Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right, bool paged,
+            bool whole_rows) {
     constexpr int kRows = sm90::kRowsPerWarpgroup;
     const int group = int(heads.q / heads.k);
     if (max_seqlen_q * group <= kRows) {
       kind = sm90::TileKind::kDecode;
-    } else if (paged) {
+    } else if (paged || whole_rows) {  // kPaged walks keys as kDecode does: whole rows come out of both alike
       kind = sm90::TileKind::kPaged;
     } else {
       kind = window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
@@ -120,7 +120,7 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
                                 int64_t num_heads_k, int64_t head_dim, int64_t device) {
   int64_t words = 0;
   for (bool paged : {false, true}) {  // may choose another tile
-    Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged);
+    Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
     sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
                             selection.tile.cluster);
     words = std::max(words, bounds.words());
@@ -134,7 +134,8 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
                             int64_t window_left, int64_t window_right, int64_t num_splits, bool paged) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left, window_right, paged);
+  Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left, window_right, paged,
+                      num_splits == 1);
   sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                           selection.tile.cluster);
   STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
@@ -176,7 +177,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   torch::stable::accelerator::DeviceGuard guard(device);
   cudaStream_t stream = current_stream(device);
   const sm90::ElementType element = element_of(q);
-  const Selection selection(head_dim, heads, max_seqlen_q, window_left, window_right, paged);
+  const Selection selection(head_dim, heads, max_seqlen_q, window_left, window_right, paged, num_splits == 1);
   const sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                                 selection.tile.cluster);
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lite_attention import checks, flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, ops
+from lite_attention import (
+    checks,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    get_scheduler_metadata,
+    hopper,
+    ops,
+)
 
 
 def ints(*values):
@@ -99,6 +107,11 @@ VALUE_ERRORS = [
     (dense, {"softmax_scale": "1"}, "softmax_scale: got 1; needs a positive number, or None for 1 / sqrt(head_dim)"),
     (dense, {"softcap": -1.0}, "softcap: got -1.0; needs a positive number, or 0.0 for none"),
     (dense, {"softcap": float("inf")}, "softcap: got inf; needs a positive number, or 0.0 for none"),
+    *(
+        (call, {"num_splits": given}, f"num_splits: got {given}; needs 0 or a positive int")
+        for call in (dense, packed, paged, cache)
+        for given in (-1, 1.0, True, None)
+    ),
     (dense, {"window_size": 3}, "window_size: got 3; needs (left, right), two ints, where a negative one is unbounded"),
     (
         dense,
@@ -243,7 +256,9 @@ VALUE_ERRORS = [
 
 
 @pytest.mark.parametrize(
-    ("call", "changes", "message"), VALUE_ERRORS, ids=[message[:60] for _, _, message in VALUE_ERRORS]
+    ("call", "changes", "message"),
+    VALUE_ERRORS,
+    ids=[f"{call.__name__} {message[:60]}" for call, _, message in VALUE_ERRORS],
 )
 def test_value_errors(call, changes, message):
     with pytest.raises(ValueError) as error:
@@ -283,6 +298,57 @@ def test_inputs_that_require_grad(call, names):
         if name not in ("k", "v") or call is not cache:
             with torch.no_grad():
                 call(**{name: x})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_splits": -1}, "num_splits: got -1; needs 0 or a positive int"),
+        ({"page_size": 0}, "page_size: got 0; needs a positive int, or None where there is no block_table"),
+        ({"cu_seqlens_q": ints(0, 1)}, "total_q: got None; needs the number of rows of q, where cu_seqlens_q is given"),
+    ],
+)
+def test_value_errors_of_the_plan(changes, message):
+    with pytest.raises(ValueError) as error:
+        get_scheduler_metadata(1, 1, 100, 8, 2, 64, **changes)
+    assert str(error.value) == message
+
+
+def for_hopper(head_dim=64, **changes):
+    q, k = torch.zeros(2, 5, 4, head_dim).bfloat16(), torch.zeros(2, 9, 2, head_dim).bfloat16()
+    return checks.prepare(q, k, k.clone(), **changes)
+
+
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 80, 96, 128, 192, 248, 256])
+def test_head_dims_that_hopper_has(head_dim):
+    hopper.check_supported(for_hopper(head_dim))
+
+
+@pytest.mark.parametrize("head_dim", [4, 20, 100, 264, 512])
+def test_head_dims_that_hopper_lacks(head_dim):
+    message = f"q: got head_dim {head_dim}; the Hopper kernels have multiples of 8 up to 256. backend='reference'"
+    with pytest.raises(NotImplementedError, match=message):
+        hopper.check_supported(for_hopper(head_dim))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"softcap": 30.0},
+        {"alibi_slopes": torch.ones(4)},
+        {"alibi_slopes": torch.ones(2, 8)[:, :4]},
+        {"sinks": torch.ones(4)},
+        {"num_splits": 1},
+    ],
+)
+def test_scores_that_hopper_has(changes):
+    hopper.check_supported(for_hopper(**changes))
+
+
+@pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
+def test_hopper_reads_rows_without_gaps(name):
+    with pytest.raises(ValueError, match=rf"{name}: got strides \(2,\); needs contiguous rows"):
+        hopper.check_supported(for_hopper(**{name: torch.ones(8)[::2]}))
 
 
 def test_nothing_of_a_gpu_is_read():

@@ -145,6 +145,17 @@ def test_varlen_is_each_sequence_alone(qkv, backend):
         assert_close(lse[:, rows], alone_lse[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_splits", [0, 1, 7])
+def test_splits_do_not_change_the_answer(qkv, num_splits, backend):
+    q, k, v = qkv
+    expected = flash_attn_func(q, k, v, backend=backend)
+    assert torch.equal(flash_attn_func(q, k, v, num_splits=num_splits, backend=backend), expected)
+    starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 9], dtype=torch.int32)
+    for b in range(2):
+        alone = flash_attn_varlen_func(q[b], k[b], v[b], *starts, 5, 9, num_splits=num_splits, backend=backend)
+        assert torch.equal(alone, flash_attn_varlen_func(q[b], k[b], v[b], *starts, 5, 9, backend=backend))
+
+
 class TestKVCache:
     """A cache of 2 sequences with 4 and 0 keys, to which 5 are appended, dense or in shuffled pages of 4."""
 

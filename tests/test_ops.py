@@ -8,8 +8,17 @@ import pytest
 import torch
 from cases import LAYOUTS, Call, Case, assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lite_attention import checks, flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, ops
+from lite_attention import (
+    checks,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    get_scheduler_metadata,
+    ops,
+    scheduler,
+)
 
 OPS = ("fwd", "fwd_reference")
 
@@ -60,7 +69,7 @@ def test_the_last_arguments_are_optional(name, monkeypatch):
     op(*arguments)
     expected = arguments[3].clone()
     arguments[3].zero_()
-    op(*arguments[:-3])
+    op(*arguments[:-4])  # softcap, alibi_slopes, sinks, num_splits
     assert torch.equal(arguments[3], expected)
 
 
@@ -73,6 +82,44 @@ def test_ops_check_values_themselves(name, monkeypatch):
     with pytest.raises(ValueError, match=r"block_table: got .* room for the 90 keys of sequence 1"):
         getattr(torch.ops.lite_attention, name)(*arguments)
     assert torch.equal(arguments[3], before)
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the arguments, by name, of our ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "lite_attention":
+            arguments = function._schema.arguments
+            given = [*args, *(argument.default_value for argument in arguments[len(args) :])]
+            self.calls.append(dict(zip((argument.name for argument in arguments), given, strict=True)))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("given", [{}, {"num_splits": 0}, {"num_splits": 1}, {"num_splits": 7}])
+def test_num_splits_reaches_the_op(layout, given, backend):
+    call = call_of(layout)
+    with Recorder() as recorder:
+        call.function(*call.args, **call.kwargs, **given, backend=backend)
+    assert [arguments["num_splits"] for arguments in recorder.calls] == [given.get("num_splits", 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, (0, False)), ({"num_splits": 1}, (1, False)), ({"page_size": 16}, (0, True))],
+)
+def test_a_plan_is_made_for_the_splits_and_pages_of_the_calls(monkeypatch, given, expected):
+    monkeypatch.setattr(scheduler, "scheduler_metadata_size", lambda *args: 8)
+    with FakeTensorMode(), Recorder() as recorder:
+        out = torch.empty(8, dtype=torch.int32, device="cuda")
+        assert get_scheduler_metadata(4, 1, 100, 8, 2, 64, **given, out=out) is out
+    (arguments,) = recorder.calls
+    assert (arguments["num_splits"], arguments["paged"]) == expected
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

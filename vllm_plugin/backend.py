@@ -74,7 +74,7 @@ class LiteAttentionBackend(AttentionBackend):
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
-        return current_platform.is_cpu() or head_size in hopper.HEAD_DIMS
+        return current_platform.is_cpu() or hopper.head_dim_supported(head_size)
 
     @classmethod
     def supports_dtype(cls, dtype: torch.dtype) -> bool:
@@ -92,7 +92,7 @@ class LiteAttentionBackend(AttentionBackend):
 
     @classmethod
     def supports_sink(cls) -> bool:
-        return current_platform.is_cpu()
+        return True
 
     @classmethod
     def supports_sliding_window(cls) -> bool:
@@ -104,7 +104,8 @@ class LiteAttentionBackend(AttentionBackend):
 
     @classmethod
     def supports_batch_invariance(cls) -> bool:
-        return False
+        """By `num_splits=1` in the kernels. On the CPU the BLAS may round a row otherwise in another batch."""
+        return not current_platform.is_cpu()
 
     @classmethod
     def supports_device_cpu_query_lens_mismatch(cls) -> bool:  # 0.33

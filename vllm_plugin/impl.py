@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import vllm.envs
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionLayer
 
     from vllm_plugin.metadata import LiteAttentionMetadata
+
+
+def num_splits() -> int:
+    """1, rows computed whole, where vLLM is asked for batch invariance; else 0, as the scheduler likes.
+
+    The variable is all that vLLM 0.26 to 0.33 have in common here: its module on the subject moves.
+    """
+    return 1 if vllm.envs.VLLM_BATCH_INVARIANT else 0
 
 
 class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
@@ -36,14 +45,11 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         sinks: torch.Tensor | None = None,
         **extra: Any,
     ) -> None:
-        on_cpu = current_platform.is_cpu()
-        asked = {"alibi_slopes": alibi_slopes, "logits_soft_cap": logits_soft_cap or None, "sinks": sinks}
-        unsupported = extra if on_cpu else extra | asked
-        for argument, value in unsupported.items():
+        for argument, value in extra.items():
             if value is not None:
                 raise NotImplementedError(
-                    f"{NAME} does not support this model: its attention needs {argument}={value}, which the "
-                    f"{'CPU path' if on_cpu else 'Hopper kernel'} does not have. Choose another attention backend."
+                    f"{NAME} does not support this model: its attention needs {argument}={value}. Choose another "
+                    "attention backend."
                 )
         if attn_type != AttentionType.DECODER:
             raise NotImplementedError(f"{NAME} computes decoder self-attention, not attn_type={attn_type!r}.")
@@ -56,11 +62,26 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         # vLLM counts the query's own token into the window; FlashAttention's left counts the keys before it.
         self.window_left = -1 if sliding_window is None else sliding_window - 1
-        # A model's parameters are loaded after this: sinks are read when they are used.
+        self._parameter = sinks  # loaded after this
         self.sinks = sinks
         self.softcap = float(logits_soft_cap or 0.0)
-        self.alibi_slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
-        self._write = _write_by_index if on_cpu else _write_by_kernel
+        # On the device from now on: a copy in `forward` would wait, and fail in the capture of a CUDA graph.
+        self.alibi_slopes = (
+            None
+            if alibi_slopes is None
+            else torch.tensor(alibi_slopes, dtype=torch.float32, device=current_platform.device_type)
+        )
+        self.num_splits = num_splits()  # read once: a plan must have that of the calls
+        self._write = _write_by_index if current_platform.is_cpu() else _write_by_kernel
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Makes the sinks float32. After a reload they stay where they are, as CUDA graphs read them there."""
+        if self._parameter is None or self._parameter.dtype == torch.float32:
+            return
+        if self.sinks is self._parameter:
+            self.sinks = self._parameter.detach().float()
+        else:
+            self.sinks.copy_(self._parameter.detach())
 
     def _keys_and_values(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views (num_blocks, block_size, num_kv_heads, head_size) of the two halves of vLLM's cache."""
@@ -119,10 +140,11 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
             window_size=(self.window_left, 0 if step.causal else self.window_left),
             alibi_slopes=self.alibi_slopes,
             softcap=self.softcap,
-            sinks=None if self.sinks is None else self.sinks.float(),
+            sinks=self.sinks,
             seqused_k=step.seq_lens,
             block_table=step.block_table,
             scheduler_metadata=step.scheduler_metadata,
+            num_splits=self.num_splits,
             out=output[:tokens],
         )
         return output

@@ -56,7 +56,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         if not current_platform.is_cpu():
             from vllm_plugin.schedule import StepSchedule
 
-            self.schedule = StepSchedule.for_layers(layer_names, vllm_config, device)
+            self.schedule = StepSchedule.for_layers(layer_names, kv_cache_spec.block_size, vllm_config, device)
         logger.info_once(
             "%s %s computes attention by %s: %d layers from %s, %d KV heads, head size %d, %s, pages of %d tokens.",
             NAME,
@@ -99,7 +99,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         other.block_table = blk_table
         other.slot_mapping = slot_mapping
         if self.schedule is None or self.schedule.shape != metadata.planned_for:
-            other.scheduler_metadata = None  # the plan of layers with other heads or another window
+            other.scheduler_metadata = None  # the plan of layers with other heads, window or pages
         return other
 
     def use_cascade_attention(self, *args: object, **kwargs: object) -> bool:  # 0.26 - 0.31

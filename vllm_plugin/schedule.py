@@ -23,19 +23,27 @@ logger = init_logger(f"vllm.{__name__}")
 class StepSchedule:
     """Owns the memory that holds the plan, at one address, because CUDA graphs read it at every replay."""
 
-    def __init__(self, impl: LiteAttentionImpl, vllm_config: VllmConfig, device: torch.device) -> None:
+    def __init__(self, impl: LiteAttentionImpl, page_size: int, vllm_config: VllmConfig, device: torch.device) -> None:
         self.heads = (impl.num_heads, impl.num_kv_heads, impl.head_size)
         self.window_left = impl.window_left
-        self.shape = (*self.heads, self.window_left)  # what a plan holds for, besides the lengths
+        self.num_splits = impl.num_splits
+        self.page_size = page_size
+        self.shape = (*self.heads, self.window_left, page_size)  # what a plan holds for, besides the lengths
         scheduler = vllm_config.scheduler_config
-        # The longest plan is that of the smallest tiles, which are the ones for decode.
-        words = scheduler_metadata_size(
-            scheduler.max_num_seqs, scheduler.max_num_batched_tokens, 1, *self.heads, torch.device(device).index or 0
+        tokens = scheduler.max_num_batched_tokens
+        # The longest query chooses between the tiles for decode and for prefill: there must be room for either's plan.
+        words = max(
+            scheduler_metadata_size(
+                scheduler.max_num_seqs, tokens, longest, *self.heads, torch.device(device).index or 0
+            )
+            for longest in (1, tokens)
         )
         self.metadata = torch.zeros(words, dtype=torch.int32, device=device)
 
     @classmethod
-    def for_layers(cls, layer_names: list[str], vllm_config: VllmConfig, device: torch.device) -> StepSchedule | None:
+    def for_layers(
+        cls, layer_names: list[str], page_size: int, vllm_config: VllmConfig, device: torch.device
+    ) -> StepSchedule | None:
         """A schedule for layers of the same shape, or None where they differ and each call has to plan for itself."""
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
@@ -45,7 +53,7 @@ class StepSchedule:
         if len(shapes) != 1:
             logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, sorted(shapes))
             return None
-        return cls(impls[0], vllm_config, device)
+        return cls(impls[0], page_size, vllm_config, device)
 
     def plan(self, common: CommonAttentionMetadata) -> torch.Tensor:
         """Plans the step that `common` describes, on the current stream and without waiting."""
@@ -59,5 +67,7 @@ class StepSchedule:
             seqused_k=common.seq_lens,
             causal=common.causal,
             window_size=(self.window_left, 0 if common.causal else self.window_left),
+            num_splits=self.num_splits,
+            page_size=self.page_size,
             out=self.metadata,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from types import SimpleNamespace
 
@@ -31,11 +32,13 @@ def backend():
 @pytest.fixture
 def hopper(monkeypatch):
     """Makes the backend believe that vLLM runs on a Hopper GPU. Nothing is computed there."""
-    from vllm_plugin import backend, impl
+    from vllm_plugin import backend, impl, metadata
 
-    platform = SimpleNamespace(is_cpu=lambda: False, is_cuda=lambda: True)
-    monkeypatch.setattr(backend, "current_platform", platform)
-    monkeypatch.setattr(impl, "current_platform", platform)
+    platform = SimpleNamespace(
+        is_cpu=lambda: False, is_cuda=lambda: True, device_type="meta", get_device_name=lambda: "NVIDIA H100"
+    )
+    for module in (backend, impl, metadata):
+        monkeypatch.setattr(module, "current_platform", platform)
     monkeypatch.setattr(ops, "EXTENSION_MISSING", None)
 
 
@@ -114,12 +117,17 @@ def configuration(**changes):
     [
         {},
         {"head_size": 64},
+        {"head_size": 40},
+        {"head_size": 80},
+        {"head_size": 256},
         {"dtype": torch.float16},
         {"kv_cache_dtype": "bfloat16"},
         {"block_size": 16},
         {"block_size": 48},
         {"has_sliding_window": True},
         {"use_non_causal": True},
+        {"has_sink": True},
+        {"use_batch_invariant": True},
     ],
 )
 def test_supported_on_hopper(backend, hopper, changes):
@@ -131,8 +139,8 @@ def test_supported_on_hopper(backend, hopper, changes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"head_size": 80}, "head_size not supported"),
-        ({"head_size": 256}, "head_size not supported"),
+        ({"head_size": 20}, "head_size not supported"),
+        ({"head_size": 264}, "head_size not supported"),
         ({"dtype": torch.float32}, "dtype not supported"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
         (
@@ -142,11 +150,9 @@ def test_supported_on_hopper(backend, hopper, changes):
         ({"block_size": 8}, "block_size not supported"),
         ({"block_size": 24}, "block_size not supported"),
         ({"use_mla": True}, "MLA not supported"),
-        ({"has_sink": True}, "attention sinks not supported"),
         ({"use_sparse": True}, "sparse not supported"),
         ({"attn_type": "encoder_only"}, "attention type encoder_only not supported"),
         ({"attn_type": "encoder_decoder"}, "attention type encoder_decoder not supported"),
-        ({"use_batch_invariant": True}, "batch invariance not supported"),
     ],
 )
 def test_refused_on_hopper_with_the_reason(backend, hopper, changes, reason):
@@ -199,6 +205,7 @@ def test_the_cpu_platform_serves_as_before_where_not(chosen):
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
         ({"use_mla": True}, "MLA not supported"),
         ({"attn_type": "encoder_only"}, "attention type encoder_only not supported"),
+        ({"use_batch_invariant": True}, "batch invariance not supported"),
     ],
 )
 def test_the_cpu_platform_refuses_with_the_reason(changes, reason):
@@ -216,25 +223,127 @@ def layer_impl(**changes):
     return LiteAttentionImpl(**values | changes)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"alibi_slopes": [0.5] * HEADS}, {"logits_soft_cap": 30.0}, {"sinks": torch.zeros(HEADS)}]
-)
-def test_layers_that_hopper_lacks_are_refused(hopper, changes):
-    (argument,) = changes
-    with pytest.raises(
-        NotImplementedError, match=f"{NAME} does not support this model: its attention needs {argument}="
-    ):
-        layer_impl(**changes)
+@pytest.fixture(params=["cpu", "hopper"])
+def platform(request):
+    if request.param == "hopper":
+        request.getfixturevalue("hopper")
+    return request.param
 
 
-def test_a_soft_cap_of_zero_is_none(hopper):
-    assert layer_impl(logits_soft_cap=0.0).softcap == 0.0
+def test_layers_with_other_scores_are_made(platform):
+    sinks = torch.zeros(HEADS)
+    impl = layer_impl(alibi_slopes=[0.5] * HEADS, logits_soft_cap=30.0, sinks=sinks)
+    assert impl.softcap == 30.0
+    assert impl.sinks is sinks
+    # On the layer's device at once: `meta` stands in for the GPU that isn't here.
+    assert impl.alibi_slopes.device.type == {"cpu": "cpu", "hopper": "meta"}[platform]
+    assert impl.alibi_slopes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cap", [0.0, None])
+def test_a_soft_cap_of_zero_is_none(platform, cap):
+    assert layer_impl(logits_soft_cap=cap).softcap == 0.0
 
 
 @pytest.mark.parametrize("changes", [{"chunk_lookback": 4}, {"attn_type": "encoder"}])
-def test_layers_of_unknown_kinds_are_refused(changes):
-    with pytest.raises(NotImplementedError, match=next(iter(changes))):
+def test_layers_of_unknown_kinds_are_refused(platform, changes):
+    with pytest.raises(NotImplementedError, match=f"{NAME} .*{next(iter(changes))}="):
         layer_impl(**changes)
+
+
+def test_sinks_are_read_once_they_are_loaded():
+    """vLLM's parameter, in the model's dtype: float32 after each load, and at one address, which CUDA graphs hold."""
+    parameter = torch.nn.Parameter(torch.zeros(HEADS, dtype=torch.bfloat16), requires_grad=False)
+    impl = layer_impl(sinks=parameter)
+    places = set()
+    for values in ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]):
+        parameter.data.copy_(torch.tensor(values))
+        impl.process_weights_after_loading(torch.bfloat16)
+        assert impl.sinks.dtype == torch.float32
+        assert impl.sinks.tolist() == values
+        places.add(impl.sinks.data_ptr())
+    assert len(places) == 1
+    layer_impl().process_weights_after_loading(torch.bfloat16)  # which has none
+
+
+def test_sinks_in_float32_are_the_parameter():
+    parameter = torch.nn.Parameter(torch.zeros(HEADS), requires_grad=False)
+    impl = layer_impl(sinks=parameter)
+    impl.process_weights_after_loading(torch.bfloat16)
+    assert impl.sinks is parameter
+
+
+def test_vllm_has_layers_process_their_weights():
+    """The name by which it calls the layer's implementation after loading."""
+    from vllm.model_executor.layers.attention import Attention
+
+    seen = []
+    impl = SimpleNamespace(process_weights_after_loading=seen.append)
+    layer = SimpleNamespace(impl=impl, quant_config=None)
+    with contextlib.suppress(AttributeError):  # of the rest, which wants a whole layer
+        Attention.process_weights_after_loading(layer, torch.bfloat16)
+    assert seen == [torch.bfloat16]
+
+
+# Batch invariance, and the plan of a step
+
+
+@pytest.fixture(params=[(None, 0), ("0", 0), ("1", 1)], ids=["unset", "0", "1"])
+def splits(request, monkeypatch):
+    """num_splits, as VLLM_BATCH_INVARIANT has it."""
+    value, expected = request.param
+    monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("VLLM_BATCH_INVARIANT", value)
+    return expected
+
+
+def test_layers_follow_vllm_batch_invariant(builder, monkeypatch, splits):
+    from vllm_plugin import impl
+
+    calls = []
+    monkeypatch.setattr(impl, "flash_attn_varlen_func", lambda *args, **kwargs: calls.append(kwargs))
+    layer, query = layer_impl(), torch.zeros(30, HEADS, HEAD_SIZE)
+    layer.forward(None, query, query, query, empty_cache(9, True), builder.build(0, batch()), query.clone())
+    assert [call["num_splits"] for call in calls] == [splits]
+
+
+def test_a_step_is_planned_as_layers_call(hopper, monkeypatch, splits):
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from vllm_plugin import schedule
+    from vllm_plugin.metadata import LiteAttentionMetadataBuilder
+
+    plans, room = [], {}
+
+    def plan(*args, **kwargs):
+        plans.append((args, kwargs))
+        return kwargs["out"]
+
+    def size(batch, tokens, longest, *heads_and_device):
+        assert (batch, tokens) == (4, 64)
+        return room[longest]
+
+    layers = {f"layers.{i}.attn": SimpleNamespace(impl=layer_impl(sliding_window=7)) for i in range(2)}
+    monkeypatch.setattr(schedule, "get_layers_from_vllm_config", lambda *args: layers)
+    monkeypatch.setattr(schedule, "get_scheduler_metadata", plan)
+    monkeypatch.setattr(schedule, "scheduler_metadata_size", size)
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64))
+    spec = FullAttentionSpec(block_size=48, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.bfloat16)
+    common = batch()
+    for room[1], room[64] in ((30, 20), (20, 30)):
+        builder = LiteAttentionMetadataBuilder(spec, list(layers), config, torch.device("cpu"))
+        metadata = builder.build(0, common)
+        assert metadata.scheduler_metadata is builder.schedule.metadata
+        assert metadata.scheduler_metadata.numel() == 30  # room for either plan
+        args, kwargs = plans.pop()
+        assert args == (3, 20, 33, HEADS, KV_HEADS, HEAD_SIZE)
+        assert (kwargs["num_splits"], kwargs["page_size"]) == (splits, 48)
+        assert (kwargs["causal"], kwargs["window_size"], kwargs["total_q"]) == (True, (6, 0), 26)
+        assert kwargs["cu_seqlens_q"] is common.query_start_loc
+        assert kwargs["seqused_k"] is common.seq_lens
+        other = builder.update_block_table(metadata, common.block_table_tensor, common.slot_mapping)
+        assert other.scheduler_metadata is metadata.scheduler_metadata
 
 
 # What a layer writes and computes, on the CPU
