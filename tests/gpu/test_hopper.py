@@ -220,8 +220,8 @@ def test_head_dims_between_those_of_the_kernels(head_dim, lens_q, dtype):
 
 
 @every_head_dim
-@pytest.mark.parametrize("metadata", [False, True])
-def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, metadata):
+@pytest.mark.parametrize("layout", ["packed", "paged", "paged with metadata"])
+def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
     """With num_splits=1: alone, among strangers, in a decode step and as the end of a chunk, the same bits."""
     heads, heads_k, page_size = 8, 2, 16
     lens_k = [4001, 17, 2500, 129, 640]
@@ -229,8 +229,11 @@ def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, metadata):
     chunk = accuracy.make_sequences([700], [700], heads, heads_k, head_dim, torch.bfloat16, 15)
 
     def last_rows(sequences):
-        case = accuracy.paged(sequences, page_size, causal=True, num_splits=1)
-        if metadata:
+        if layout == "packed":
+            case = accuracy.packed(sequences, causal=True, num_splits=1)
+        else:
+            case = accuracy.paged(sequences, page_size, causal=True, num_splits=1)
+        if layout == "paged with metadata":
             lens_q = [s[0].shape[0] for s in sequences]
             case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
                 len(sequences), max(lens_q), max(s[1].shape[0] for s in sequences), heads, heads_k, head_dim,
