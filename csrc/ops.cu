@@ -44,10 +44,14 @@ int multiprocessors(int device) {
   return count;
 }
 
-const float* float_data(const OptionalTensor& x, const char* name) {
+// Of a tensor with a value a head in its last dimension.
+const float* head_data(const OptionalTensor& x, const char* name, int64_t heads) {
   if (!x) return nullptr;
+  const int64_t last = x->dim() - 1;
   STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Float, "lite_attention: ", name,
                   " must be a float32 CUDA tensor");
+  STD_TORCH_CHECK(last >= 0 && x->size(last) == heads && (heads == 1 || x->stride(last) == 1), "lite_attention: ", name,
+                  " must have ", heads, " contiguous elements in its last dimension");
   return static_cast<const float*>(x->data_ptr());
 }
 
@@ -78,8 +82,8 @@ struct Heads {
   int64_t q, k;
 };
 
-// Which tile serves a call, and how heads are packed into it. A function of shapes and mask alone: the plan and every
-// launch that reads it must agree.
+// Which tile serves a call, and how heads are packed into it. A function of what the plan and every launch that
+// reads it have in common: shapes, mask, paging and whether rows must be whole.
 struct Selection {
   sm90::TileKind kind;
   sm90::Tile tile;
@@ -182,9 +186,9 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
                                 selection.tile.cluster);
 
   FwdParams params;
-  params.score_mod = {float(softcap), float_data(alibi_slopes, "alibi_slopes"),
+  params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", heads.q),
                       alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
-  params.sinks = float_data(sinks, "sinks");
+  params.sinks = head_data(sinks, "sinks", heads.q);
   const sm90::Kernel kernel = sm90::find_kernel(element, int(head_dim), selection.kind, params.score_mod.used());
   params.lengths = {int(batch),
                     varlen_q ? 0 : int(q.size(1)),

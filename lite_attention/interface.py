@@ -61,9 +61,10 @@ def flash_attn_func(
         softcap: bound on the scores in units of the scaled score; 0.0 is none.
         sinks: float32, (num_heads,): logits of a key without a value, `exp(sinks[h])` in each row's denominator. lse
             includes it; a row that sees no key gives zeros and an lse of sinks[h].
-        num_splits: 1 computes every row whole, so that its bits don't depend on what else is in the batch (batch
-            invariance); long rows of a small batch are slower then. 0 lets the scheduler cut rows where that balances
-            the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
+        num_splits: 1 makes the Hopper kernels compute every row whole, so that its bits don't depend on what else is in
+            the batch (batch invariance); long rows of a small batch are slower then. 0 lets the scheduler cut rows
+            where that balances the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
+            On the other backends it changes nothing.
         return_softmax_lse: return lse too.
         out: written in place and returned: shape, dtype and device of q, not overlapping the inputs.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the float32

@@ -1,5 +1,5 @@
 // The plan of one step: which tiles of queries there are, how many KV tiles each visits, and how they are dealt to the
-// thread blocks.
+// workers: thread blocks, or clusters of them.
 //
 // It depends on lengths alone, so one plan serves every layer of a model. It is made on the device from device lengths:
 // no host synchronisation, and a CUDA graph replays it with whatever the lengths have become. The tensor that holds it
@@ -11,20 +11,20 @@
 
 namespace lite_attention::sm90 {
 
-// kWhole: work is many short items; a block that is done takes the next one, and an item is never split.
+// kWhole: work is many short items; a worker that is done takes the next one, and an item is never split.
 // kStream: the KV tiles of all items, laid end to end, are cut into num_workers equal runs; an item on a cut is
 // computed in parts by consecutive workers ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
 enum class PlanMode : int { kWhole = 0, kStream = 1 };
 
 struct PlanHeader {
   int64_t total;  // weight of all entries times head tiles
-  int64_t run;    // kStream: what one block takes of it
+  int64_t run;    // kStream: what one worker takes of it
   int num_entries;
   PlanMode mode;
   int block_m, block_n, pack, num_workers;  // whom it was made for
   int entries, prefix;                      // where these arrays begin, in words from the header
   int last_heads;                           // kWhole: head tiles at the end that are worked on side by side
-  // kWhole: items taken after each block's first, and blocks that found no more; zero between launches.
+  // kWhole: items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
 };
 
@@ -32,7 +32,7 @@ struct PlanHeader {
 struct Plan {
   PlanHeader* header;
   int* arrivals;  // (blocks) parts of a split item that are done, counted at the worker where the item begins
-  int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles; long sequences first
+  int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles
   int* prefix;    // (num_entries + 1) exclusive sums of the entries' weights
 
   __device__ explicit Plan(int* words)

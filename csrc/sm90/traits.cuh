@@ -111,6 +111,12 @@ struct Traits {
                            GMMA::Major::K, GMMA::Major::MN>(),
       WarpgroupLayout{}));
 
+  // Without CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED (setup.py) CuTe knows few widths, and takes one of 16 or 32 columns
+  // for all others.
+  static_assert(size<1>(typename MmaQK::AtomShape_MNK{}) == kBlockN &&
+                    size<1>(typename MmaPV::AtomShape_MNK{}) == kHeadDim,
+                "one instruction is as wide as the tile");
+
   using FullBarrier = cutlass::arch::ClusterTransactionBarrier;
   using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
