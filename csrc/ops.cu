@@ -90,21 +90,34 @@ struct Selection {
   Packing packing;
 
   Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right, bool paged,
-            bool whole_rows) {
-    constexpr int kRows = sm90::kRowsPerWarpgroup;
-    const int group = int(heads.q / heads.k);
-    if (max_seqlen_q * group <= kRows) {
-      kind = sm90::TileKind::kDecode;
-    } else if (paged || whole_rows) {  // kPaged walks keys as kDecode does: whole rows come out of both alike
-      kind = sm90::TileKind::kPaged;
-    } else {
-      kind = window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
-    }
+            bool whole_rows)
+      : Selection(head_dim, heads, std::min(group_of(heads), kRows),
+                  kind_of(max_seqlen_q * group_of(heads), window_left, window_right, paged || whole_rows)) {}
+
+  // Skip lists are of query heads, which are not packed then.
+  static Selection of_lists(int64_t head_dim, Heads heads) {
+    return Selection(head_dim, heads, 1, sm90::TileKind::kSkip);
+  }
+
+ private:
+  static constexpr int kRows = sm90::kRowsPerWarpgroup;
+
+  static int group_of(Heads heads) { return int(heads.q / heads.k); }
+
+  // kPaged walks keys as kDecode does: whole rows come out of both alike.
+  static sm90::TileKind kind_of(int64_t rows, int64_t window_left, int64_t window_right, bool like_decode) {
+    if (rows <= kRows) return sm90::TileKind::kDecode;
+    if (like_decode) return sm90::TileKind::kPaged;
+    return window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
+  }
+
+  Selection(int64_t head_dim, Heads heads, int most_packed, sm90::TileKind kind) : kind(kind) {
+    const int group = group_of(heads);
     // Tiles are the same for all element types and score modifications.
     sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), kind, false);
     STD_TORCH_CHECK(kernel.launch, "lite_attention: no kernel for head_dim ", head_dim);
     tile = kernel.tile;
-    packing.pack = std::min(group, kRows);
+    packing.pack = most_packed;
     while (group % packing.pack != 0) --packing.pack;
     packing.tokens_per_warpgroup = kRows / packing.pack;
     packing.tokens_per_tile = packing.tokens_per_warpgroup * (tile.block_m / kRows) * tile.cluster;
@@ -159,59 +172,69 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
              "launching the plan");
 }
 
-void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
-         OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
-         int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
-         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits) {
-  check_operand(q, q, "q");
-  check_operand(k, q, "k");
-  check_operand(v, q, "v");
-  check_operand(out, q, "out");
-  STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
-                  "lite_attention: lse must be float32 on CUDA");
-  const bool varlen_q = cu_seqlens_q.has_value(), paged = block_table.has_value();
-  const bool k_batched = !paged && k.dim() == 4;
-  const int64_t batch = varlen_q ? cu_seqlens_q->size(0) - 1 : q.size(0);
-  const int64_t total_q = varlen_q ? q.size(0) : batch * q.size(1);
-  const Heads heads{q.size(q.dim() - 2), k.size(k.dim() - 2)};
-  const int64_t head_dim = q.size(q.dim() - 1);
-  if (batch == 0 || total_q == 0 || heads.q == 0) return;
+// What all forward ops are given.
+struct Call {
+  Tensor q, k, v, out, lse;
+  OptionalTensor cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, scheduler_metadata;
+  int64_t max_seqlen_q, max_seqlen_k;
+  double softmax_scale;
+  int64_t window_left, window_right;
+  OptionalTensor sinks;
+  bool whole_rows;  // every row in one piece
 
+  bool varlen_q() const { return cu_seqlens_q.has_value(); }
+  bool paged() const { return block_table.has_value(); }
+  int64_t batch() const { return varlen_q() ? cu_seqlens_q->size(0) - 1 : q.size(0); }
+  int64_t total_q() const { return varlen_q() ? q.size(0) : q.size(0) * q.size(1); }
+  Heads heads() const { return {q.size(q.dim() - 2), k.size(k.dim() - 2)}; }
+  int64_t head_dim() const { return q.size(q.dim() - 1); }
+  bool empty() const { return batch() == 0 || total_q() == 0 || heads().q == 0; }
+
+  void check() const {
+    check_operand(q, q, "q");
+    check_operand(k, q, "k");
+    check_operand(v, q, "v");
+    check_operand(out, q, "out");
+    STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
+                    "lite_attention: lse must be float32 on CUDA");
+  }
+};
+
+// `params` has what only some ops know: score modifications, skip lists.
+void attend(const Call& call, const Selection& selection, FwdParams& params) {
+  const Tensor &q = call.q, &k = call.k, &v = call.v;
   const int device = q.get_device_index();
-  torch::stable::accelerator::DeviceGuard guard(device);
   cudaStream_t stream = current_stream(device);
+  const bool varlen_q = call.varlen_q(), paged = call.paged();
+  const bool k_batched = !paged && k.dim() == 4;
   const sm90::ElementType element = element_of(q);
-  const Selection selection(head_dim, heads, max_seqlen_q, window_left, window_right, paged, num_splits == 1);
-  const sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
-                                selection.tile.cluster);
+  const sm90::PlanBounds bounds(int(call.batch()), call.total_q(), selection.packing.tokens_per_tile,
+                                multiprocessors(device), selection.tile.cluster);
+  const sm90::Kernel kernel = sm90::find_kernel(element, int(call.head_dim()), selection.kind, params.score_mod.used());
 
-  FwdParams params;
-  params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", heads.q),
-                      alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
-  params.sinks = head_data(sinks, "sinks", heads.q);
-  const sm90::Kernel kernel = sm90::find_kernel(element, int(head_dim), selection.kind, params.score_mod.used());
-  params.lengths = {int(batch),
+  params.sinks = head_data(call.sinks, "sinks", call.heads().q);
+  params.lengths = {int(call.batch()),
                     varlen_q ? 0 : int(q.size(1)),
-                    int(k_batched ? k.size(1) : max_seqlen_k),
-                    int_data(cu_seqlens_q, "cu_seqlens_q"),
-                    int_data(cu_seqlens_k, "cu_seqlens_k"),
-                    int_data(seqused_k, "seqused_k"),
-                    int(window_left),
-                    int(window_right)};
+                    int(k_batched ? k.size(1) : call.max_seqlen_k),
+                    int_data(call.cu_seqlens_q, "cu_seqlens_q"),
+                    int_data(call.cu_seqlens_k, "cu_seqlens_k"),
+                    int_data(call.seqused_k, "seqused_k"),
+                    int(call.window_left),
+                    int(call.window_right)};
   params.packing = selection.packing;
   params.num_workers = bounds.num_workers;
-  params.head_dim = int(head_dim);
-  params.out = out.data_ptr();
-  params.out_strides = strides_of(out, !varlen_q);
-  params.lse = static_cast<float*>(lse.data_ptr());
-  params.lse_strides =
-      varlen_q ? Strides{0, lse.stride(1), lse.stride(0)} : Strides{lse.stride(0), lse.stride(2), lse.stride(1)};
-  params.softmax_scale = float(softmax_scale);
+  params.head_dim = int(call.head_dim());
+  params.out = call.out.data_ptr();
+  params.out_strides = strides_of(call.out, !varlen_q);
+  params.lse = static_cast<float*>(call.lse.data_ptr());
+  params.lse_strides = varlen_q ? Strides{0, call.lse.stride(1), call.lse.stride(0)}
+                                : Strides{call.lse.stride(0), call.lse.stride(2), call.lse.stride(1)};
+  params.softmax_scale = float(call.softmax_scale);
   params.k_has_batch = k_batched;
   params.box_rows = kernel.tile.box_rows;
   if (paged) {
-    params.block_table = int_data(block_table, "block_table");
-    params.block_table_stride = block_table->stride(0);
+    params.block_table = int_data(call.block_table, "block_table");
+    params.block_table_stride = call.block_table->stride(0);
     params.page_size = int(k.size(1));
     params.box_rows = std::gcd(params.page_size, kernel.tile.block_n);
     STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ",
@@ -222,8 +245,13 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   auto source = [&](const Tensor& x, bool outer) {
     // An empty tensor has no memory, and a descriptor wants an address even where no box is ever loaded through it.
     const void* data = x.numel() > 0 ? x.data_ptr() : q.data_ptr();
-    return sm90::MapSource{
-        data, element, x.size(x.dim() - 3), x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1, strides_of(x, outer)};
+    return sm90::MapSource{data,
+                           element,
+                           x.size(x.dim() - 3),
+                           x.size(x.dim() - 2),
+                           call.head_dim(),
+                           outer ? x.size(0) : 1,
+                           strides_of(x, outer)};
   };
   const int columns = kernel.tile.slab_columns;
   CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q), columns, params.packing.pack,
@@ -233,7 +261,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
-  std::optional<Tensor> plan = scheduler_metadata;
+  std::optional<Tensor> plan = call.scheduler_metadata;
   if (plan) {
     int_data(plan, "scheduler_metadata");
     STD_TORCH_CHECK(plan->numel() >= bounds.entries(), "lite_attention: scheduler_metadata has ", plan->numel(),
@@ -241,15 +269,114 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
     check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing,
-                                 kernel.tile, num_splits == 1, stream),
+                                 kernel.tile, call.whole_rows, stream),
                "launching the plan");
   }
   params.plan = static_cast<int*>(plan->data_ptr());
-  const int64_t rows = int64_t{2} * bounds.num_workers * kernel.tile.cluster * kernel.tile.block_m;
-  Tensor partial = torch::stable::new_empty(q, {rows * (kernel.tile.head_dim + 1)}, ScalarType::Float);
-  params.partial_out = static_cast<float*>(partial.data_ptr());
-  params.partial_lse = params.partial_out + rows * kernel.tile.head_dim;
+  std::optional<Tensor> partial;  // alive until the launch
+  if (!call.whole_rows) {
+    const int64_t rows = int64_t{2} * bounds.num_workers * kernel.tile.cluster * kernel.tile.block_m;
+    partial = torch::stable::new_empty(q, {rows * (kernel.tile.head_dim + 1)}, ScalarType::Float);
+    params.partial_out = static_cast<float*>(partial->data_ptr());
+    params.partial_lse = params.partial_out + rows * kernel.tile.head_dim;
+  }
   check_cuda(kernel.launch(params, stream), "launching the forward kernel");
+}
+
+void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
+         OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
+         int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
+         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits) {
+  const Call call{q,
+                  k,
+                  v,
+                  out,
+                  lse,
+                  cu_seqlens_q,
+                  cu_seqlens_k,
+                  seqused_k,
+                  block_table,
+                  scheduler_metadata,
+                  max_seqlen_q,
+                  max_seqlen_k,
+                  softmax_scale,
+                  window_left,
+                  window_right,
+                  sinks,
+                  num_splits == 1};
+  call.check();
+  if (call.empty()) return;
+  torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  FwdParams params;
+  params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", call.heads().q),
+                      alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
+  attend(
+      call,
+      Selection(call.head_dim(), call.heads(), max_seqlen_q, window_left, window_right, call.paged(), call.whole_rows),
+      params);
+}
+
+// A bit for every KV tile, in contiguous words.
+uint32_t* tile_bits(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes) {
+  bool fits = x.is_cuda() && x.scalar_type() == ScalarType::Int && x.dim() == int64_t(sizes.size());
+  int64_t stride = 1;
+  for (int64_t i = x.dim() - 1; fits && i >= 0; --i) {
+    fits = x.size(i) == sizes.begin()[i] && (x.size(i) == 1 || x.stride(i) == stride);
+    stride *= std::max<int64_t>(x.size(i), 1);
+  }
+  STD_TORCH_CHECK(fits, "lite_attention: ", name,
+                  " must be a contiguous int32 CUDA tensor of the call's batch, heads and tiles");
+  return static_cast<uint32_t*>(x.data_ptr());
+}
+
+void skip_fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor skip_list, Tensor threshold,
+              OptionalTensor must_do, OptionalTensor must_skip, OptionalTensor cu_seqlens_q,
+              OptionalTensor cu_seqlens_k, OptionalTensor seqused_k, OptionalTensor block_table, int64_t max_seqlen_q,
+              int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
+              OptionalTensor sinks, int64_t block_m, int64_t block_n, bool update) {
+  const Call call{q,
+                  k,
+                  v,
+                  out,
+                  lse,
+                  cu_seqlens_q,
+                  cu_seqlens_k,
+                  seqused_k,
+                  block_table,
+                  std::nullopt,
+                  max_seqlen_q,
+                  max_seqlen_k,
+                  softmax_scale,
+                  window_left,
+                  window_right,
+                  sinks,
+                  true};
+  call.check();
+  if (call.empty()) return;
+  torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const Selection selection = Selection::of_lists(call.head_dim(), call.heads());
+  STD_TORCH_CHECK(block_m == selection.tile.block_m && block_n == selection.tile.block_n,
+                  "lite_attention: skip_list has tiles of ", block_m, " x ", block_n, "; the kernel for head_dim ",
+                  call.head_dim(), " has ", selection.tile.block_m, " x ", selection.tile.block_n);
+  STD_TORCH_CHECK(max_seqlen_k <= sm90::kMaxSkipTokens, "lite_attention: skip lists reach ", sm90::kMaxSkipTokens,
+                  " keys, not ", max_seqlen_k);
+  const int64_t batch = call.batch(), heads = call.heads().q;
+  const int64_t q_tiles = (max_seqlen_q + block_m - 1) / block_m;
+  const int64_t words = ((max_seqlen_k + block_n - 1) / block_n + 31) / 32;
+  FwdParams params;
+  params.skip.bits = tile_bits(skip_list, "skip_list", {batch, heads, q_tiles, words});
+  params.skip.q_tiles = int(q_tiles);
+  params.skip.words = int(words);
+  params.skip.num_heads = int(heads);
+  if (must_do) params.skip.must_do = tile_bits(*must_do, "must_do", {batch, words});
+  if (must_skip) params.skip.must_skip = tile_bits(*must_skip, "must_skip", {batch, words});
+  STD_TORCH_CHECK(threshold.is_cuda() && threshold.scalar_type() == ScalarType::Float &&
+                      (threshold.numel() == 1 || (threshold.dim() == 1 && threshold.size(0) == heads)),
+                  "lite_attention: threshold must be a float32 CUDA tensor of one element or one a head");
+  params.skip.threshold = static_cast<const float*>(threshold.data_ptr());
+  params.skip.threshold_stride = threshold.numel() == 1 ? 0 : int(threshold.stride(0));
+  params.skip.update = update;
+  attend(call, selection, params);
 }
 
 }  // namespace
@@ -257,6 +384,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
 
 STABLE_TORCH_LIBRARY_IMPL(lite_attention, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&lite_attention::fwd));
+  m.impl("skip_fwd", TORCH_BOX(&lite_attention::skip_fwd));
   m.impl("get_scheduler_metadata", TORCH_BOX(&lite_attention::get_scheduler_metadata));
 }
 

@@ -48,6 +48,20 @@ struct ScoreMod {
   bool used() const { return softcap > 0.f || slopes; }
 };
 
+// Which KV tiles each tile of queries visits, one bit a tile, for every query head. Where `bits` is null all are
+// visited.
+struct SkipList {
+  uint32_t* bits = nullptr;  // (batch, num_heads, q_tiles, words): tile n is bit n % 32 of word n / 32
+  int q_tiles = 0;
+  int words = 0;
+  int num_heads = 0;
+  const uint32_t* must_do = nullptr;    // (batch, words), visited whatever the list says; may be null
+  const uint32_t* must_skip = nullptr;  // (batch, words), not visited, and none of must_do; may be null
+  const float* threshold = nullptr;     // (num_heads) or one for all, in log2
+  int threshold_stride = 0;             // 1 or 0
+  bool update = false;                  // tiles that proved negligible leave the list
+};
+
 struct FwdParams {
   CUtensorMap map_q, map_k, map_v;
 
@@ -74,6 +88,8 @@ struct FwdParams {
 
   float* partial_out = nullptr;  // (2 * num_workers, kCluster * kBlockM, kHeadDim), normalised
   float* partial_lse = nullptr;  // (2 * num_workers, kCluster * kBlockM)
+
+  SkipList skip;
 };
 
 }  // namespace lite_attention

@@ -97,7 +97,7 @@ class Consumer {
     const Mask mask(params_.lengths, work.seq, rows, Traits::kBlockN);
     const Modifier modifier(params_, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
     const float softmax_scale = Modifier::softmax_scale(params_);
-    OnlineSoftmax softmax(softmax_scale);
+    OnlineSoftmax<false> softmax(softmax_scale);
     float rescale[2];
 
     smem_.q_full[warpgroup_].wait(q_phase_);

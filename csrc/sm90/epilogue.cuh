@@ -59,6 +59,48 @@ class Epilogue {
     }
   }
 
+  // The same, a warp a row, in a loop that ends for all lanes together (skip_consumer.cuh says why).
+  __device__ void store_nothing_seen_by_warps() const {
+    const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
+    for (int row = warp; row < rows_.used; row += 4) {
+      if (lane * 8 < params_.head_dim) *reinterpret_cast<uint4*>(out_row(row) + lane * 8) = make_uint4(0, 0, 0, 0);
+      float lse = -INFINITY;
+      join_sink(lse, row);
+      if (lane == 0) *lse_row(row) = lse;
+    }
+  }
+
+  // A quad holds a row; after the transpose each of its threads writes 16 bytes of every 64.
+  template <class Output>
+  __device__ void store_final(const Output& output, const float (&lse)[2]) const {
+    cutlass::NumericArrayConverter<Element, float, 2> convert;
+    int quad_lane = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int row = rows_.row + 8 * i;
+      Element* to = row < rows_.used ? out_row(row) : nullptr;
+      float row_lse = lse[i];
+      float share = to ? join_sink(row_lse, row) : 1.f;
+#pragma unroll
+      for (int group = 0; group < Traits::kHeadDim / 32; ++group) {
+        uint32_t words[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          int v = 4 * group + k;
+          auto pair =
+              convert(cutlass::Array<float, 2>{output(4 * v + 2 * i) * share, output(4 * v + 2 * i + 1) * share});
+          words[k] = reinterpret_cast<const uint32_t&>(pair);
+        }
+        quad_transpose(words);
+        int column = 32 * group + 8 * quad_lane;
+        if (to && column < params_.head_dim) {
+          *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
+      }
+      if (to && quad_lane == 0) *lse_row(row) = row_lse;
+    }
+  }
+
   template <class Output>
   __device__ void store(const Output& output, const float (&lse)[2]) const {
     if (work_.parts == 1) {
@@ -92,37 +134,6 @@ class Epilogue {
     float all = high + logf(expf(lse - high) + expf(sink - high)), share = expf(lse - all);
     lse = all;
     return share;
-  }
-
-  // A quad holds a row; after the transpose each of its threads writes 16 bytes of every 64.
-  template <class Output>
-  __device__ void store_final(const Output& output, const float (&lse)[2]) const {
-    cutlass::NumericArrayConverter<Element, float, 2> convert;
-    int quad_lane = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int row = rows_.row + 8 * i;
-      Element* to = row < rows_.used ? out_row(row) : nullptr;
-      float row_lse = lse[i];
-      float share = to ? join_sink(row_lse, row) : 1.f;
-#pragma unroll
-      for (int group = 0; group < Traits::kHeadDim / 32; ++group) {
-        uint32_t words[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          int v = 4 * group + k;
-          auto pair =
-              convert(cutlass::Array<float, 2>{output(4 * v + 2 * i) * share, output(4 * v + 2 * i + 1) * share});
-          words[k] = reinterpret_cast<const uint32_t&>(pair);
-        }
-        quad_transpose(words);
-        int column = 32 * group + 8 * quad_lane;
-        if (to && column < params_.head_dim) {
-          *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
-      if (to && quad_lane == 0) *lse_row(row) = row_lse;
-    }
   }
 
   // A worker has at most two parts: the end of an item that another one began, and the beginning of one that another

@@ -6,6 +6,8 @@
 #include "sm90/consumer.cuh"
 #include "sm90/launch.h"
 #include "sm90/producer.cuh"
+#include "sm90/skip_consumer.cuh"
+#include "sm90/skip_producer.cuh"
 
 namespace lite_attention::sm90 {
 
@@ -42,16 +44,24 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.work_full[stage].init(1);
       smem.work_empty[stage].init((kConsumerWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
     }
+    if constexpr (Traits::kSkip) {
+      smem.lists.work_wanted.init(1);
+      ListKeeper<Traits>::init(smem);
+    }
     cutlass::arch::fence_barrier_init();
   }
   Cluster<Traits::kCluster>::sync();
 
   if (cutlass::canonical_warp_group_idx() == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
+    if constexpr (Traits::kSkip) {
+      produce_lists<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
+    } else {
+      produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
+    }
   } else {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    Consumer<Traits>(params, smem).run();
+    conditional_t<Traits::kSkip, SkipConsumer<Traits>, Consumer<Traits>>(params, smem).run();
   }
   // Until here others may arrive at this block's barriers.
   if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
@@ -77,7 +87,7 @@ cudaError_t launch(const FwdParams& params, cudaStream_t stream) {
 
 template <class Element, int kHeadDim, TileKind kKind, bool kScoreMod>
 Kernel make_kernel() {
-  using T = Traits<Element, kHeadDim, typename TileShape<kHeadDim, kKind>::Type, kScoreMod>;
+  using T = Traits<Element, kHeadDim, typename TileShape<kHeadDim, kKind>::Type, kScoreMod, kKind == TileKind::kSkip>;
   return {{kHeadDim, T::kBlockM, T::kBlockN, T::kCluster, T::kSlabColumns, T::kBoxRows}, launch<T>};
 }
 
@@ -88,6 +98,11 @@ Kernel select_kernel(TileKind kind, bool score_mod) {
     return score_mod ? make_kernel<Element, kHeadDim, kKind, true>() : make_kernel<Element, kHeadDim, kKind, false>();
   };
   switch (kind) {
+    case TileKind::kSkip:
+      if constexpr (kHeadDim == kSkipHeadDim) {
+        if (!score_mod) return make_kernel<Element, kHeadDim, TileKind::kSkip, false>();
+      }
+      return {};
     case TileKind::kDecode:
       return select(std::integral_constant<TileKind, TileKind::kDecode>{});
     case TileKind::kPaged:

@@ -12,9 +12,12 @@ enum class ElementType { kBFloat16, kHalf };
 // Rows of one wgmma, which are the rows of a warpgroup.
 constexpr int kRowsPerWarpgroup = 64;
 
+// Skip lists: the tiles' head dim, and the longest sequence.
+constexpr int kSkipHeadDim = 128, kMaxSkipTokens = 1 << 20;
+
 // Which tile shape a call uses: prefill under a mask, prefill where every query sees every key, prefill over pages, or
-// few queries.
-enum class TileKind { kPrefill, kFull, kPaged, kDecode };
+// few queries; kSkip is the one whose tiles skip lists count.
+enum class TileKind { kPrefill, kFull, kPaged, kDecode, kSkip };
 
 // What host code must know of a kernel's tile.
 struct Tile {

@@ -152,7 +152,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kStages> ring;
   WorkRing<Traits> ring_work(smem);
   QueryLoader<Traits> queries;
-  Scheduler scheduler(params, Blocks::worker());
+  Scheduler<true> scheduler(params, Blocks::worker());
   while (true) {
     Work work;
     if (scheduling) {

@@ -15,7 +15,9 @@ struct Work {
   Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
-// The scheduling warp's side. All lanes call together and get the same.
+// The planning warp's side. All lanes call together and get the same. With kAhead it asks for the next item while it
+// gives this one out: nobody waits for it then, but an idle worker can't have it any more.
+template <bool kAhead>
 class Scheduler {
  public:
   __device__ Scheduler(const FwdParams& params, int worker)
@@ -36,6 +38,7 @@ class Scheduler {
 
   __device__ Work next() {
     Work work{};
+    if constexpr (!kAhead) take();
     if (position_ >= end_) {
       if (header_.mode == PlanMode::kWhole) leave();
       return work;
@@ -60,8 +63,7 @@ class Scheduler {
       head = head_tiles_ - header_.last_heads + (item - single) - entry_index * header_.last_heads;
     }
     int4 entry = plan_.entries[entry_index];
-    int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
-    position_ = header_.num_workers + __shfl_sync(~0u, taken, 0);
+    if constexpr (kAhead) take();
     work.batch = entry.x;
     work.m_tile = entry.y;
     work.head_tile = head;
@@ -69,6 +71,18 @@ class Scheduler {
     work.n_end = entry.z + entry.w;
     work.parts = 1;
     work.first_worker = worker_;
+  }
+
+  // The next position. Every worker begins with the item of its own number.
+  __device__ void take() {
+    if constexpr (!kAhead) {
+      if (!began_) {
+        began_ = true;
+        return;
+      }
+    }
+    int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
+    position_ = header_.num_workers + __shfl_sync(~0u, taken, 0);
   }
 
   // The last worker to find nothing more resets the counters for the next launch under this plan.
@@ -115,6 +129,7 @@ class Scheduler {
   int head_tiles_, worker_;
   int64_t position_, end_;
   int entry_ = 0;
+  bool began_ = false;
 };
 
 }  // namespace lite_attention::sm90

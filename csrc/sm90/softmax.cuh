@@ -24,35 +24,51 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+//
+// kExactMax keeps the largest score of each row to the last bit, which skip lists are measured against. Otherwise it
+// may lag by the slack, which saves its exchange between threads at most tiles.
+template <bool kExactMax>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
   // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
   // overflow in fp16 and bf16.
   static constexpr float kSlack = 8.f;
+  static constexpr float kLn2 = 0.6931471805599453f;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
+  // What a row's probabilities are relative to: its max in log2, to within the slack. Zero for rows that have seen no
+  // key, so that exp2 gets -inf and not NaN
   float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
-  // Turns scores into probabilities relative to the running max. True where the max of any row of the warp moved: then
-  // what was summed before must be multiplied by rescale. Whether a row's max moves depends on that row alone, so its
-  // result does not depend on the rows beside it.
+  // The three steps of a tile. First this thread's largest score of each row.
   template <class Scores>
-  __device__ bool step(Scores& scores, float (&rescale)[2]) {
-    float high[2] = {thread_max<0>(scores), thread_max<1>(scores)};
-    bool over = above_slack(high[0], 0) || above_slack(high[1], 1);
-    const bool moved = __any_sync(~0u, over);
+  __device__ static void tile_max(const Scores& scores, float (&high)[2]) {
+    high[0] = thread_max<0>(scores);
+    high[1] = thread_max<1>(scores);
+  }
+
+  // Then the running max. True where that of any row of the warp moved: what was summed before must be multiplied by
+  // rescale. Whether a row's max moves depends on that row alone, so its result does not depend on the rows beside it.
+  __device__ bool advance(const float (&high)[2], float (&rescale)[2]) {
+    bool moved = __any_sync(~0u, over(high[0], 0) || over(high[1], 1));
     if (moved) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         rescale[i] = raise(quad_max(high[i]), i);
         row_sum[i] *= rescale[i];
       }
+      if constexpr (kExactMax) moved = __any_sync(~0u, rescale[0] != 1.f || rescale[1] != 1.f);
     }
+    return moved;
+  }
+
+  // Then scores become probabilities relative to it.
+  template <class Scores>
+  __device__ void exponentiate(Scores& scores) {
     constexpr int kSize = decltype(cute::size(scores))::value;
 #pragma unroll
     for (int k = 0; k < kSize; ++k) scores(k) = exp2_approx(fmaf(scores(k), scale_log2, -offset[k / 2 % 2]));
@@ -61,6 +77,15 @@ struct OnlineSoftmax {
     for (int k = 0; k < kSize; ++k) sum[k / 2 % 2][k % 2] += scores(k);
     row_sum[0] = sum[0][0] + sum[0][1];
     row_sum[1] = sum[1][0] + sum[1][1];
+  }
+
+  // All three.
+  template <class Scores>
+  __device__ bool step(Scores& scores, float (&rescale)[2]) {
+    float high[2];
+    tile_max(scores, high);
+    const bool moved = advance(high, rescale);
+    exponentiate(scores);
     return moved;
   }
 
@@ -71,7 +96,8 @@ struct OnlineSoftmax {
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
       normalise[i] = sum == 0.f ? 1.f : 1.f / sum;
-      lse[i] = sum == 0.f ? -INFINITY : row_max[i] * softmax_scale + logf(sum);
+      const float base = kExactMax ? offset[i] * kLn2 : row_max[i] * softmax_scale;
+      lse[i] = sum == 0.f ? -INFINITY : base + logf(sum);
     }
   }
 
@@ -87,14 +113,21 @@ struct OnlineSoftmax {
     return m;
   }
 
+  // Whether a row's max is to be looked at.
+  __device__ bool over(float m, int i) const { return kExactMax ? m > row_max[i] : above_slack(m, i); }
+
   // False where both are -inf: their difference is NaN.
   __device__ bool above_slack(float m, int i) const { return (m - row_max[i]) * scale_log2 > kSlack; }
 
   // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.
   __device__ float raise(float m, int i) {
-    if (!above_slack(m, i)) return 1.f;
+    if (!over(m, i)) return 1.f;
     float before = row_max[i] * scale_log2;
     row_max[i] = m;
+    if constexpr (kExactMax) {
+      if (before != -INFINITY) before = offset[i];
+      if (m * scale_log2 - before <= kSlack) return 1.f;
+    }
     offset[i] = m * scale_log2;
     return exp2_approx(before - offset[i]);
   }

@@ -43,6 +43,8 @@ struct TileShape<128, TileKind::kPaged> : Shape<128, 128, 3, 2> {};
 template <>
 struct TileShape<128, TileKind::kDecode> : Shape<64, 128, 3> {};
 template <>
+struct TileShape<128, TileKind::kSkip> : Shape<128, 176, 2> {};
+template <>
 struct TileShape<192, TileKind::kPrefill> : Shape<128, 112, 2> {};
 template <>
 struct TileShape<192, TileKind::kDecode> : Shape<64, 112, 2> {};
@@ -51,11 +53,35 @@ struct TileShape<256, TileKind::kPrefill> : Shape<128, 80, 2> {};
 template <>
 struct TileShape<256, TileKind::kDecode> : Shape<64, 80, 2> {};
 
-template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_>
+// What a block keeps in shared memory of the skip lists that it works on (skip_list.cuh). One buffer is read by the
+// consumers while the next is filled.
+template <bool kUsed, int kBlockN>
+struct ListStorage {
+  static constexpr int kBuffers = 2;
+  static constexpr int kMaxWords = (kMaxSkipTokens / kBlockN + 31) / 32 + 1;
+
+  struct Item {
+    uint32_t* row;  // where the list lies in device memory
+    int word_begin, word_end;
+    int first;  // the tile visited first
+    float threshold;
+  };
+
+  cutlass::arch::ClusterBarrier work_wanted;     // the block will soon need another item
+  cutlass::arch::ClusterBarrier left[kBuffers];  // all warps are done with the buffer's item
+  Item items[kBuffers];
+  uint32_t visits[kBuffers][kMaxWords];  // only the words of the item's range are written
+  uint32_t votes[kBuffers][kMaxWords];   // the tiles that any warp found worth staying
+};
+template <int kBlockN>
+struct ListStorage<false, kBlockN> {};
+
+template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_, bool kSkip_ = false>
 struct Traits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kScoreMod = kScoreMod_;
+  static constexpr bool kSkip = kSkip_;
 
   static constexpr int kBlockM = TileShape::kBlockM;
   static constexpr int kBlockN = TileShape::kBlockN;
@@ -69,8 +95,8 @@ struct Traits {
   static constexpr int kThreads = 128 + kConsumerThreads;
 
   // Producer warps for each of K and V.
-  static constexpr int kLoadWarps = 2;
-  static constexpr int kProducerWarps = 2 * kLoadWarps;
+  static constexpr int kLoadWarps = kSkip ? 1 : 2;
+  static constexpr int kProducerWarps = 4;
 
   // Items that the scheduling warp may be ahead of the others.
   static constexpr int kWorkStages = 2;
@@ -134,6 +160,7 @@ struct Traits {
     EmptyBarrier work_empty[kWorkStages];
     Work work[kWorkStages];
     bool last_arrival;
+    ListStorage<kSkip, kBlockN> lists;
   };
   // Dynamic shared memory is only 16-byte aligned by contract; the swizzle wants 1024.
   static constexpr int kSmemBytes = sizeof(SharedStorage) + 1024;
