@@ -1,7 +1,8 @@
 """vLLM on a Hopper GPU: LITE_ATTENTION against FLASH_ATTN with a real model, and Llama-8B shapes at long contexts.
 
-Each engine runs in a process of its own, those of the small model side by side. Needs vLLM (0.26 or newer, with CUDA) and LiteAttention's entry points in this
-environment, and SmolLM2-135M-Instruct, which LITE_ATTENTION_TEST_MODEL names or tools/smollm2.py fetches.
+Each engine runs in a process of its own, those of the small model side by side. Needs vLLM (0.26 or newer, with CUDA)
+and LiteAttention's entry points in this environment, and SmolLM2-135M-Instruct, which LITE_ATTENTION_TEST_MODEL names
+or tools/smollm2.py fetches.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def model() -> str:
 # Model runner, and what is captured: decode steps alone, while prefill runs eagerly; or steps of every kind up to 256
 # tokens, of which there are no others.
 RUNS = [("V2", "FULL_DECODE_ONLY"), ("V1", "FULL_DECODE_ONLY"), ("V2", "FULL"), ("V1", "FULL")]
+PEER = ("FLASH_ATTN", "V2", "FULL_DECODE_ONLY")
 
 
 def smollm2(model: str, backend: str, runner: str, cudagraph_mode: str):
@@ -88,7 +90,7 @@ def smollm2(model: str, backend: str, runner: str, cudagraph_mode: str):
 def engines(model):
     """Runs of the small model by backend, runner and mode, as futures, so that one's failure is one's own."""
     with ThreadPoolExecutor(len(RUNS) + 1) as pool:
-        choices = [("FLASH_ATTN", *RUNS[0]), *((LITE, *each) for each in RUNS)]
+        choices = [PEER, *((LITE, *each) for each in RUNS)]
         yield {choice: pool.submit(smollm2, model, *choice) for choice in choices}
 
 
@@ -107,7 +109,7 @@ def test_smollm2_generates_what_flash_attn_generates(engines, runner, cudagraph_
     reported = engines[LITE, runner, cudagraph_mode].result()
     assert COMPUTES in reported.log
     assert "is not supported with" not in reported.log  # else vLLM has chosen another mode
-    found, flash_attn = reported["rounds"][0], engines["FLASH_ATTN", *RUNS[0]].result()["rounds"][0]
+    found, flash_attn = reported["rounds"][0], engines[PEER].result()["rounds"][0]
     agreed = 0
     for i, prompt in enumerate(PROMPTS):
         (expected,), (tokens,) = flash_attn["tokens"][i], found["tokens"][i]
