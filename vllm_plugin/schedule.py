@@ -51,7 +51,8 @@ class StepSchedule:
         impls = [layer.impl for layer in layers]
         shapes = {(impl.num_heads, impl.num_kv_heads, impl.head_size, impl.window_left) for impl in impls}
         if len(shapes) != 1:
-            logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, sorted(shapes))
+            differ = ", ".join(map(str, sorted(shapes)))  # vLLM tells lines it has logged by their arguments: no list
+            logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, differ)
             return None
         return cls(impls[0], page_size, vllm_config, device)
 

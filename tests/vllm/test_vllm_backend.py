@@ -346,7 +346,7 @@ def step_builder(hopper, monkeypatch):
         )
         return LiteAttentionMetadataBuilder(spec, list(layers), config, torch.device("cpu"))
 
-    make.plans, make.room = [], {1: 30, 64: 30}
+    make.plans, make.room, make.layers = [], {1: 30, 64: 30}, layers
     monkeypatch.setattr(schedule, "get_layers_from_vllm_config", lambda *args: layers)
     monkeypatch.setattr(schedule, "get_scheduler_metadata", plan)
     monkeypatch.setattr(schedule, "scheduler_metadata_size", size)
@@ -369,6 +369,14 @@ def test_a_step_is_planned_as_layers_call(splits, step_builder):
         assert kwargs["seqused_k"] is common.seq_lens
         other = builder.update_block_table(metadata, common.block_table_tensor, common.slot_mapping)
         assert other.scheduler_metadata is metadata.scheduler_metadata
+
+
+def test_layers_that_differ_plan_for_themselves(step_builder):
+    step_builder.layers["layers.1.attn"] = SimpleNamespace(impl=layer_impl())
+    builder = step_builder()
+    metadata = builder.build(0, batch())
+    assert (builder.schedule, metadata.scheduler_metadata, step_builder.plans) == (None, None, [])
+    assert builder.update_block_table(metadata, metadata.block_table, metadata.slot_mapping).scheduler_metadata is None
 
 
 # CUDA graphs keep the tile that they were captured with
