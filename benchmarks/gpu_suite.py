@@ -1,12 +1,14 @@
 """Runs the GPU test suite on a Hopper machine and writes down what passed, on which GPU, with which versions.
 
     python benchmarks/gpu_suite.py run kernels --commit "$(git rev-parse HEAD)" --out results/
-    python benchmarks/gpu_suite.py run memcheck --out results/      # compute-sanitizer, a few cases of each kernel;
+    python benchmarks/gpu_suite.py run memcheck --out results/      # compute-sanitizer, one case of each kernel;
                                                                     # racecheck and synccheck likewise
+    python benchmarks/gpu_suite.py run errors --out results/        # beside FA3's, which an installed vLLM has, or
+                                                                    # which LITE_ATTENTION_FA3 names
     python benchmarks/gpu_suite.py run vllm --out results/          # needs vLLM, and LiteAttention installed beside it
     python benchmarks/gpu_suite.py table results/*.json             # a table in Markdown, to be committed
 
-A part's JSON holds the outcome of every test. The exit status is that of pytest.
+A part's JSON holds the outcome of every test, and what tests have measured. The exit status is that of pytest.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_TESTS = ["tests/gpu/test_hopper.py", "tests/gpu/test_hopper_runtime.py"]
-# Three seeds of each layout for each kernel, split rows and shared plans: under the sanitizer a test takes seconds.
-SANITIZED = "(test_random_shapes and 3-) or (test_long_decode and 16-) or test_metadata_serves or test_nothing_to_do"
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
+    "errors": ([], ["tests/gpu/test_beside_fa3.py"]),
     "vllm": ([], ["tests/gpu/test_vllm_gpu.py"]),
 } | {
-    tool: (["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"], [*KERNEL_TESTS, "-k", SANITIZED])
+    tool: (["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"], ["tests/gpu/test_sanitized.py"])
     for tool in ("memcheck", "racecheck", "synccheck")
 }
+# Each tensor an allocation of its own: inside of a cached block memcheck sees no access past a tensor's end.
+SANITIZER_ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def environment(commit: str) -> dict[str, str]:
@@ -57,13 +60,20 @@ def run(part: str, commit: str, out: Path, extra: list[str]) -> int:
         report = Path(scratch, "report.xml")
         command = [*wrapper, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         began = time.monotonic()
-        done = subprocess.run([*command, *tests, *extra], cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        variables = os.environ | {"PYTHONUNBUFFERED": "1"} | (SANITIZER_ENVIRONMENT if wrapper else {})
+        done = subprocess.run([*command, *tests, *extra], cwd=ROOT, env=variables)
         seconds = time.monotonic() - began
-        outcomes = {}
-        for case in ElementTree.parse(report).iter("testcase"):
+        outcomes, measured = {}, {}
+        # No report where the process itself ended, as on an error that a sanitizer ends a kernel with.
+        for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+            name = f"{case.get('classname')}::{case.get('name')}"
             kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-            outcomes[f"{case.get('classname')}::{case.get('name')}"] = kinds.pop() if kinds else "passed"
+            outcomes[name] = kinds.pop() if kinds else "passed"
+            if found := {each.get("name"): float(each.get("value")) for each in case.iter("property")}:
+                measured[name] = found
     result = {"part": part, "exit": done.returncode, "seconds": round(seconds, 1), "outcomes": outcomes}
+    if measured:
+        result["measured"] = measured
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{part}.json").write_text(json.dumps(environment(commit) | result, indent=1))
     return done.returncode

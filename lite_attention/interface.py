@@ -136,7 +136,8 @@ def flash_attn_varlen_func(
         cu_seqlens_q: (batch + 1,), where sequences start in q, in rows; must rise.
         cu_seqlens_k: (batch + 1,), where they start in k; with `block_table` only their lengths count. May be None
             where `block_table` and `seqused_k` are given.
-        max_seqlen_q, max_seqlen_k: Python ints no smaller than the longest query and key length.
+        max_seqlen_q, max_seqlen_k: Python ints no smaller than the longest query and key length. On a Hopper GPU
+            max_seqlen_q only chooses the kernel: a smaller one is right too, and fast where few queries are longer.
         seqused_k: (batch,), key lengths, in place of the differences of cu_seqlens_k and no greater than they are in
             packed k.
         block_table: (batch, max_blocks): page `block_table[b, n]` holds keys n * page_size and on of sequence b.

@@ -17,6 +17,7 @@ from vllm.v1.attention.backend import (
 )
 
 import lite_attention
+from vllm_plugin.graphs import query_len_of_tile
 from vllm_plugin.register import NAME
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class LiteAttentionMetadata(AttentionMetadata):
     """One step's batch, its rows in the order of this step. Tensors are int32 views of vLLM's persistent buffers."""
 
     num_actual_tokens: int  # without the padding of query, key, value and output
-    max_query_len: int
+    max_query_len: int  # chooses the kernel's tile; may be less than the longest query in CUDA graphs (graphs.py)
     query_start_loc: torch.Tensor  # (num_reqs + 1,)
     max_seq_len: int  # an upper bound where the host does not know the lengths; the model's limit in CUDA graphs
     seq_lens: torch.Tensor  # (num_reqs,), context and query; 0 in rows that pad a CUDA graph's batch
@@ -45,7 +46,7 @@ class LiteAttentionMetadata(AttentionMetadata):
 class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadata]):
     """Copies nothing and never waits for the device, so that a step can be built while the one before it runs."""
 
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
     supports_update_block_table: bool = True
 
     def __init__(
@@ -53,7 +54,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.schedule = None
-        if not current_platform.is_cpu():
+        self.on_gpu = not current_platform.is_cpu()
+        if self.on_gpu:
             from vllm_plugin.schedule import StepSchedule
 
             self.schedule = StepSchedule.for_layers(layer_names, kv_cache_spec.block_size, vllm_config, device)
@@ -78,16 +80,17 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             raise NotImplementedError(
                 f"{NAME} has one causal mask for all requests of a batch: causal must be True or False, not a tensor."
             )
+        max_query_len = query_len_of_tile(common, self.vllm_config) if self.on_gpu else common.max_query_len
         return LiteAttentionMetadata(
             num_actual_tokens=common.num_actual_tokens,
-            max_query_len=common.max_query_len,
+            max_query_len=max_query_len,
             query_start_loc=common.query_start_loc,
             max_seq_len=common.max_seq_len,
             seq_lens=common.seq_lens,
             block_table=common.block_table_tensor,
             slot_mapping=common.slot_mapping,
             causal=common.causal,
-            scheduler_metadata=self.schedule and self.schedule.plan(common),
+            scheduler_metadata=self.schedule and self.schedule.plan(common, max_query_len),
             planned_for=self.schedule and self.schedule.shape,
         )
 

@@ -51,15 +51,19 @@ class StepSchedule:
         impls = [layer.impl for layer in layers]
         shapes = {(impl.num_heads, impl.num_kv_heads, impl.head_size, impl.window_left) for impl in impls}
         if len(shapes) != 1:
-            logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, sorted(shapes))
+            differ = ", ".join(map(str, sorted(shapes)))  # vLLM tells lines it has logged by their arguments: no list
+            logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, differ)
             return None
         return cls(impls[0], page_size, vllm_config, device)
 
-    def plan(self, common: CommonAttentionMetadata) -> torch.Tensor:
-        """Plans the step that `common` describes, on the current stream and without waiting."""
+    def plan(self, common: CommonAttentionMetadata, max_query_len: int) -> torch.Tensor:
+        """Plans the step that `common` describes, on the current stream and without waiting.
+
+        `max_query_len` is that of the layers' calls: with it the kernel's tile is chosen.
+        """
         return get_scheduler_metadata(
             common.num_reqs,
-            common.max_query_len,
+            max_query_len,
             common.max_seq_len,
             *self.heads,
             cu_seqlens_q=common.query_start_loc,

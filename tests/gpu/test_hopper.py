@@ -111,6 +111,24 @@ def test_packed_query_heads(head_dim, seqlen_q, heads):
 
 
 @every_head_dim
+@pytest.mark.parametrize("max_seqlen_q", [1, 300])
+@pytest.mark.parametrize("shared_metadata", [False, True], ids=["own-plan", "metadata"])
+def test_max_seqlen_q_only_chooses_the_tile(head_dim, max_seqlen_q, shared_metadata):
+    """As in a CUDA graph of vLLM's that serves decode steps and prefill: the tile of either computes both."""
+    for lens_q, lens_k in (([300, 1, 0, 2], [1000, 700, 0, 2]), ([1, 1, 1, 1], [4000, 1, 129, 0])):
+        sequences = accuracy.make_sequences(lens_q, lens_k, 8, 2, head_dim, torch.bfloat16, 18)
+        case = accuracy.paged(sequences, 16, causal=True)
+        q, k, v, starts, _, _, longest_k = case.args
+        case.args = (q, k, v, starts, None, max_seqlen_q, longest_k)
+        if shared_metadata:
+            case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
+                4, max_seqlen_q, longest_k, 8, 2, head_dim, cu_seqlens_q=starts, total_q=len(q),
+                seqused_k=case.kwargs["seqused_k"], causal=True, page_size=16,
+            )  # fmt: skip
+        accuracy.check(case, *case.run())
+
+
+@every_head_dim
 def test_strides(head_dim):
     """q, k and v as slices of one projection, out with strides of its own, and head-major storage."""
     d, heads, heads_k, n = head_dim, 8, 2, 300

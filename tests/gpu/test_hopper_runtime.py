@@ -107,6 +107,55 @@ def test_graph_follows_the_lengths(shared_metadata):
         accuracy.check(case, out, lse)
 
 
+@pytest.mark.parametrize("shared_metadata", [False, True], ids=["own-plan", "metadata"])
+@pytest.mark.parametrize("max_seqlen_q", [1, 64], ids=["decode", "prefill"])
+def test_graph_serves_steps_of_any_kind(max_seqlen_q, shared_metadata):
+    """As vLLM captures full graphs of mixed batches: 64 rows and 4 requests, dealt otherwise at each replay, with
+    requests without queries and rows of no request for padding."""
+    batch, rows, longest, page_size, heads, heads_k, d = 4, 64, 600, 16, 8, 2, 128
+    per_sequence = -(-longest // page_size)
+    cache = accuracy.poisoned(batch * per_sequence, page_size, heads_k, 2 * d, dtype=torch.bfloat16)
+    q = torch.zeros(rows, heads, d, device="cuda", dtype=torch.bfloat16)
+    used, starts = accuracy.ints([0] * batch), accuracy.starts([0, 0, 0, rows])
+    table = torch.arange(batch * per_sequence, device="cuda", dtype=torch.int32).view(batch, per_sequence)
+    size = scheduler_metadata_size(batch, rows, max_seqlen_q, heads, heads_k, d)
+    metadata = torch.zeros(size, device="cuda", dtype=torch.int32) if shared_metadata else None
+
+    def plan():
+        if shared_metadata:
+            get_scheduler_metadata(
+                batch, max_seqlen_q, longest, heads, heads_k, d, cu_seqlens_q=starts, total_q=rows, seqused_k=used,
+                causal=True, page_size=page_size, out=metadata,
+            )  # fmt: skip
+
+    def run():
+        return accuracy.flash_attn_varlen_func(
+            q, cache[..., :d], cache[..., d:], starts, None, max_seqlen_q, longest, causal=True, seqused_k=used,
+            block_table=table, scheduler_metadata=metadata, return_softmax_lse=True,
+        )  # fmt: skip
+
+    plan()
+    graph, (out, lse) = capture(run)
+    steps = [([1, 1, 1], [600, 17, 1]), ([64], [600]), ([1, 40, 0, 2], [33, 40, 0, 599]), ([1] * 4, [600, 1, 128, 129])]
+    for seed, (lens_q, lens_k) in enumerate(steps):
+        sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, d, torch.bfloat16, seed)
+        cache.fill_(float("nan"))
+        tokens = sum(lens_q)
+        for b, (_, k, v) in enumerate(sequences):
+            both = torch.cat([k, v], -1)
+            for i, page in enumerate(both.split(page_size)):
+                cache[table[b, i], : len(page)] = page
+        q[:tokens] = torch.cat([sequence[0] for sequence in sequences])
+        padding = batch - len(lens_q)
+        used.copy_(accuracy.ints(lens_k + [0] * padding))
+        starts.copy_(accuracy.starts(lens_q + [0] * padding))
+        out.fill_(7.0)
+        plan()
+        graph.replay()
+        accuracy.check(accuracy.Case(None, (), {"causal": True}, sequences), out[:tokens], lse[:, :tokens])
+        assert (out[tokens:] == 7.0).all()
+
+
 def test_two_graphs_in_flight():
     cases = [decode_case([6000, 200, 3000], seed) for seed in (3, 4)]
     graphs = [capture(case.run) for case in cases]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -308,35 +310,58 @@ def test_layers_follow_vllm_batch_invariant(builder, monkeypatch, splits):
     assert [call["num_splits"] for call in calls] == [splits]
 
 
-def test_a_step_is_planned_as_layers_call(hopper, monkeypatch, splits):
+@pytest.fixture
+def step_builder(hopper, monkeypatch):
+    """Makes a builder, as on a GPU, for two layers of a window; it notes plans in `plans` and makes none."""
+    from vllm.config import CUDAGraphMode
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
     from vllm_plugin import schedule
     from vllm_plugin.metadata import LiteAttentionMetadataBuilder
 
-    plans, room = [], {}
+    layers = {f"layers.{i}.attn": SimpleNamespace(impl=layer_impl(sliding_window=7)) for i in range(2)}
+    spec = FullAttentionSpec(block_size=48, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.bfloat16)
 
     def plan(*args, **kwargs):
-        plans.append((args, kwargs))
+        make.plans.append((args, kwargs))
         return kwargs["out"]
 
     def size(batch, tokens, longest, *heads_and_device):
         assert (batch, tokens) == (4, 64)
-        return room[longest]
+        return make.room[longest]
 
-    layers = {f"layers.{i}.attn": SimpleNamespace(impl=layer_impl(sliding_window=7)) for i in range(2)}
+    def make(mode="NONE", speculative=0):
+        config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
+            compilation_config=SimpleNamespace(
+                cudagraph_mode=CUDAGraphMode[mode],
+                cudagraph_capture_sizes=[1, 2, 4, 8, 16, 32],
+                max_cudagraph_capture_size=32,
+                compile_sizes=[],
+                cudagraph_specialize_lora=False,
+                is_attention_compiled_piecewise=lambda: True,
+            ),
+            num_speculative_tokens=speculative,
+            lora_config=None,
+        )
+        return LiteAttentionMetadataBuilder(spec, list(layers), config, torch.device("cpu"))
+
+    make.plans, make.room, make.layers = [], {1: 30, 64: 30}, layers
     monkeypatch.setattr(schedule, "get_layers_from_vllm_config", lambda *args: layers)
     monkeypatch.setattr(schedule, "get_scheduler_metadata", plan)
     monkeypatch.setattr(schedule, "scheduler_metadata_size", size)
-    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64))
-    spec = FullAttentionSpec(block_size=48, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.bfloat16)
+    return make
+
+
+def test_a_step_is_planned_as_layers_call(splits, step_builder):
     common = batch()
-    for room[1], room[64] in ((30, 20), (20, 30)):
-        builder = LiteAttentionMetadataBuilder(spec, list(layers), config, torch.device("cpu"))
+    for room in ({1: 30, 64: 20}, {1: 20, 64: 30}):
+        step_builder.room = room
+        builder = step_builder()
         metadata = builder.build(0, common)
         assert metadata.scheduler_metadata is builder.schedule.metadata
         assert metadata.scheduler_metadata.numel() == 30  # room for either plan
-        args, kwargs = plans.pop()
+        args, kwargs = step_builder.plans.pop()
         assert args == (3, 20, 33, HEADS, KV_HEADS, HEAD_SIZE)
         assert (kwargs["num_splits"], kwargs["page_size"]) == (splits, 48)
         assert (kwargs["causal"], kwargs["window_size"], kwargs["total_q"]) == (True, (6, 0), 26)
@@ -344,6 +369,92 @@ def test_a_step_is_planned_as_layers_call(hopper, monkeypatch, splits):
         assert kwargs["seqused_k"] is common.seq_lens
         other = builder.update_block_table(metadata, common.block_table_tensor, common.slot_mapping)
         assert other.scheduler_metadata is metadata.scheduler_metadata
+
+
+def test_layers_that_differ_plan_for_themselves(step_builder):
+    step_builder.layers["layers.1.attn"] = SimpleNamespace(impl=layer_impl())
+    builder = step_builder()
+    metadata = builder.build(0, batch())
+    assert (builder.schedule, metadata.scheduler_metadata, step_builder.plans) == (None, None, [])
+    assert builder.update_block_table(metadata, metadata.block_table, metadata.slot_mapping).scheduler_metadata is None
+
+
+# CUDA graphs keep the tile that they were captured with
+
+
+def padded(query_lens, tokens, requests):
+    """The step's metadata as the runners pad it for a graph: requests without queries, tokens of no request."""
+    starts = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0).int()
+    starts = torch.cat([starts, starts[-1:].expand(requests - len(query_lens))])
+    common = batch()
+    return dataclasses.replace(
+        common,
+        query_start_loc=starts,
+        query_start_loc_cpu=starts,
+        seq_lens=torch.full((requests,), 33, dtype=torch.int32),
+        num_reqs=requests,
+        num_actual_tokens=tokens,
+        max_query_len=max(query_lens),
+    )
+
+
+def captured(descriptor, decode_len):
+    """The query lengths that the runners V1 and V2 capture a graph with: V1 says of a mixed one that a query has all
+    tokens, V2 deals them to all requests."""
+    tokens, requests = descriptor.num_tokens, descriptor.num_reqs
+    if descriptor.uniform:
+        return [decode_len] * requests, [decode_len] * requests
+    even, rest = divmod(tokens, requests)
+    return [tokens], [even] * (requests - rest) + [even + 1] * rest
+
+
+@pytest.mark.parametrize("speculative", [0, 3])
+@pytest.mark.parametrize("mode", ["FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"])
+def test_a_graph_is_replayed_with_the_tile_it_was_captured_with(step_builder, mode, speculative):
+    """Over all that vLLM's own dispatcher sends to a full graph: lengths of 1 to 4 requests."""
+    from vllm.config import CUDAGraphMode
+    from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
+
+    decode_len, full = 1 + speculative, CUDAGraphMode.FULL
+    builder = step_builder(mode, speculative)
+
+    def tile(query_lens, descriptor):
+        metadata = builder.build(0, padded(query_lens, descriptor.num_tokens, descriptor.num_reqs))
+        args, kwargs = step_builder.plans.pop()
+        assert metadata.max_query_len == args[1]  # what the layers call with
+        assert kwargs["total_q"] == descriptor.num_tokens
+        return metadata.max_query_len
+
+    dispatcher = CudagraphDispatcher(builder.vllm_config)
+    dispatcher.initialize_cudagraph_keys(CUDAGraphMode[mode], decode_len)
+    graphs = {}
+    for _, descriptors in dispatcher.get_capture_descs():
+        for descriptor in descriptors:
+            if descriptor.num_reqs is not None:  # else attention is outside of the graph
+                (graphs[descriptor],) = {tile(lens, descriptor) for lens in captured(descriptor, decode_len)}
+    replayed = set()
+    for requests in range(1, 5):
+        for query_lens in itertools.product([1, 2, 3, 4, 5, 8, 23], repeat=requests):
+            tokens = sum(query_lens)
+            uniform = set(query_lens) == {decode_len}
+            runtime, descriptor = dispatcher.dispatch(tokens, uniform_decode=uniform)
+            if runtime == full:
+                assert tile(query_lens, descriptor) == graphs[descriptor], query_lens
+                replayed.add(descriptor)
+    assert replayed == set(graphs)
+
+
+def test_graphs_of_mixed_batches_have_the_tile_for_most_of_their_steps(step_builder):
+    """That of decoding where each request can have one token, that of prefill beyond; eager steps have their own."""
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    builder = step_builder("FULL")
+    assert builder.get_cudagraph_support(builder.vllm_config, None) == AttentionCGSupport.ALWAYS
+    found = [
+        builder.build(0, padded(query_lens, tokens, 4)).max_query_len
+        for query_lens, tokens in (([1, 1, 1], 4), ([4], 4), ([2, 1, 1, 1], 8), ([29, 1], 32), ([30, 1, 1, 1], 33))
+    ]
+    assert found == [1, 1, 8, 32, 30]
 
 
 # What a layer writes and computes, on the CPU
