@@ -69,13 +69,28 @@ Strides strides_of(const Tensor& x, bool batched) {
   return {batched ? x.stride(0) : 0, x.stride(dims - 3), x.stride(dims - 2)};
 }
 
-void check_operand(const Tensor& x, const Tensor& q, const char* name) {
-  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == q.scalar_type(),
-                  "lite_attention: ", name, " must have the device and dtype of q");
+void check_operand(const Tensor& x, const Tensor& q, ScalarType type, const char* name) {
+  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == type,
+                  "lite_attention: ", name, " must have the device of q and the dtype of q, or with k that of k");
+  const int64_t grain = type == ScalarType::Float8_e4m3fn ? 16 : 8;
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.stride(x.dim() - 1) == 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % 8 == 0);
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % grain == 0);
   STD_TORCH_CHECK(aligned, "lite_attention: ", name,
-                  " needs a contiguous head_dim, 16-byte alignment and strides in multiples of 8 elements");
+                  " needs a contiguous head_dim, 16-byte alignment and strides in multiples of ", grain, " elements");
+}
+
+// A factor a sequence and KV head, in memory of any strides.
+Descale descale_of(const OptionalTensor& x, const char* name, sm90::KeyType keys, int64_t batch, int64_t heads_k) {
+  if (!x) return {};
+  STD_TORCH_CHECK(keys == sm90::KeyType::kE4M3, "lite_attention: ", name, " is for float8_e4m3fn keys and values");
+  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Float && x->dim() == 2 && x->size(0) == batch &&
+                      x->size(1) == heads_k,
+                  "lite_attention: ", name, " must be a float32 CUDA tensor (batch, num_heads_k)");
+  return {static_cast<const float*>(x->data_ptr()), x->stride(0), x->stride(1)};
+}
+
+sm90::KeyType keys_of(const Tensor& k) {
+  return k.scalar_type() == ScalarType::Float8_e4m3fn ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries;
 }
 
 struct Heads {
@@ -83,14 +98,14 @@ struct Heads {
 };
 
 // Which tile serves a call, and how heads are packed into it. A function of what the plan and every launch that
-// reads it have in common: shapes, mask, paging and whether rows must be whole.
+// reads it have in common: shapes, mask, paging, FP8 keys or not, and whether rows must be whole.
 struct Selection {
   sm90::TileKind kind;
   sm90::Tile tile;
   Packing packing;
 
-  Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right, bool paged,
-            bool whole_rows) {
+  Selection(sm90::KeyType keys, int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left,
+            int64_t window_right, bool paged, bool whole_rows) {
     constexpr int kRows = sm90::kRowsPerWarpgroup;
     const int group = int(heads.q / heads.k);
     if (max_seqlen_q * group <= kRows) {
@@ -100,8 +115,8 @@ struct Selection {
     } else {
       kind = window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
     }
-    // Tiles are the same for all element types and score modifications.
-    sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), kind, false);
+    // Tiles are the same for all types of queries and score modifications.
+    sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, keys, int(head_dim), kind, false);
     STD_TORCH_CHECK(kernel.launch, "lite_attention: no kernel for head_dim ", head_dim);
     tile = kernel.tile;
     packing.pack = std::min(group, kRows);
@@ -124,10 +139,13 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
                                 int64_t num_heads_k, int64_t head_dim, int64_t device) {
   int64_t words = 0;
   for (bool paged : {false, true}) {  // may choose another tile
-    Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
-    sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
-                            selection.tile.cluster);
-    words = std::max(words, bounds.words());
+    for (sm90::KeyType keys : {sm90::KeyType::kAsQueries, sm90::KeyType::kE4M3}) {
+      if (keys == sm90::KeyType::kE4M3 && head_dim % 16 != 0) continue;
+      Selection selection(keys, head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
+      sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
+                              selection.tile.cluster);
+      words = std::max(words, bounds.words());
+    }
   }
   return words;
 }
@@ -135,11 +153,11 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
 void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                             OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
                             int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
-                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged) {
+                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged, bool fp8_kv) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left, window_right, paged,
-                      num_splits == 1);
+  Selection selection(fp8_kv ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries, head_dim, {num_heads, num_heads_k},
+                      max_seqlen_q, window_left, window_right, paged, num_splits == 1);
   sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                           selection.tile.cluster);
   STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
@@ -162,11 +180,14 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
 void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
          OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
          int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
-         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits) {
-  check_operand(q, q, "q");
-  check_operand(k, q, "k");
-  check_operand(v, q, "v");
-  check_operand(out, q, "out");
+         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits, OptionalTensor k_descale,
+         OptionalTensor v_descale) {
+  const sm90::KeyType keys = keys_of(k);
+  const ScalarType key_type = keys == sm90::KeyType::kE4M3 ? k.scalar_type() : q.scalar_type();
+  check_operand(q, q, q.scalar_type(), "q");
+  check_operand(k, q, key_type, "k");
+  check_operand(v, q, key_type, "v");
+  check_operand(out, q, q.scalar_type(), "out");
   STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
                   "lite_attention: lse must be float32 on CUDA");
   const bool varlen_q = cu_seqlens_q.has_value(), paged = block_table.has_value();
@@ -181,7 +202,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   torch::stable::accelerator::DeviceGuard guard(device);
   cudaStream_t stream = current_stream(device);
   const sm90::ElementType element = element_of(q);
-  const Selection selection(head_dim, heads, max_seqlen_q, window_left, window_right, paged, num_splits == 1);
+  const Selection selection(keys, head_dim, heads, max_seqlen_q, window_left, window_right, paged, num_splits == 1);
   const sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                                 selection.tile.cluster);
 
@@ -189,7 +210,9 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", heads.q),
                       alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
   params.sinks = head_data(sinks, "sinks", heads.q);
-  const sm90::Kernel kernel = sm90::find_kernel(element, int(head_dim), selection.kind, params.score_mod.used());
+  params.k_descale = descale_of(k_descale, "k_descale", keys, batch, heads.k);
+  params.v_descale = descale_of(v_descale, "v_descale", keys, batch, heads.k);
+  const sm90::Kernel kernel = sm90::find_kernel(element, keys, int(head_dim), selection.kind, params.score_mod.used());
   params.lengths = {int(batch),
                     varlen_q ? 0 : int(q.size(1)),
                     int(k_batched ? k.size(1) : max_seqlen_k),
@@ -219,17 +242,23 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   }
 
   const bool outer_k = paged || k_batched;
-  auto source = [&](const Tensor& x, bool outer) {
+  auto source = [&](const Tensor& x, sm90::KeyType keys, bool outer) {
     // An empty tensor has no memory, and a descriptor wants an address even where no box is ever loaded through it.
     const void* data = x.numel() > 0 ? x.data_ptr() : q.data_ptr();
-    return sm90::MapSource{
-        data, element, x.size(x.dim() - 3), x.size(x.dim() - 2), head_dim, outer ? x.size(0) : 1, strides_of(x, outer)};
+    return sm90::MapSource{data,
+                           element,
+                           keys,
+                           x.size(x.dim() - 3),
+                           x.size(x.dim() - 2),
+                           head_dim,
+                           outer ? x.size(0) : 1,
+                           strides_of(x, outer)};
   };
   const int columns = kernel.tile.slab_columns;
-  CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q), columns, params.packing.pack,
-                                   params.packing.tokens_per_warpgroup);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, outer_k), columns, params.box_rows);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, outer_k), columns, params.box_rows);
+  CUresult made = sm90::make_q_map(params.map_q, source(q, sm90::KeyType::kAsQueries, !varlen_q), columns,
+                                   params.packing.pack, params.packing.tokens_per_warpgroup);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, keys, outer_k), columns, params.box_rows);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, keys, outer_k), columns, params.box_rows);
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.

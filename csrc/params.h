@@ -48,6 +48,12 @@ struct ScoreMod {
   bool used() const { return softcap > 0.f || slopes; }
 };
 
+// What a stored value is multiplied by, one factor for each KV head of each sequence.
+struct Descale {
+  const float* factors = nullptr;  // null is 1
+  int64_t batch_stride = 0, head_stride = 0;
+};
+
 struct FwdParams {
   CUtensorMap map_q, map_k, map_v;
 
@@ -74,6 +80,8 @@ struct FwdParams {
 
   float* partial_out = nullptr;  // (2 * num_workers, kCluster * kBlockM, kHeadDim), normalised
   float* partial_lse = nullptr;  // (2 * num_workers, kCluster * kBlockM)
+
+  Descale k_descale, v_descale;  // of FP8 keys and values
 };
 
 }  // namespace lite_attention

@@ -69,7 +69,7 @@ def test_the_last_arguments_are_optional(name, monkeypatch):
     op(*arguments)
     expected = arguments[3].clone()
     arguments[3].zero_()
-    op(*arguments[:-4])  # softcap, alibi_slopes, sinks, num_splits
+    op(*arguments[:-6])  # softcap, alibi_slopes, sinks, num_splits, k_descale, v_descale
     assert torch.equal(arguments[3], expected)
 
 

@@ -5,6 +5,7 @@
 // cores let one compute exponentials while another multiplies.
 #pragma once
 
+#include "sm90/descale.cuh"
 #include "sm90/epilogue.cuh"
 #include "sm90/mask.cuh"
 #include "sm90/mma.cuh"
@@ -95,8 +96,10 @@ class Consumer {
     Tensor output = partition_fragment_C(mma_pv, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kHeadDim>>{});
 
     const Mask mask(params_.lengths, work.seq, rows, Traits::kBlockN);
-    const Modifier modifier(params_, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
-    const float softmax_scale = Modifier::softmax_scale(params_);
+    const Descales<Traits> descales(params_, work);
+    const float scale = params_.softmax_scale * descales.k();
+    const Modifier modifier(params_, scale, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
+    const float softmax_scale = Modifier::softmax_scale(scale);
     OnlineSoftmax softmax(softmax_scale);
     float rescale[2];
 
@@ -163,6 +166,8 @@ class Consumer {
     softmax.finish(softmax_scale, normalise, lse);
     gemm_wait<0>(output);
     release_v();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) normalise[i] *= descales.v();
 #pragma unroll
     for (int i = 0; i < size(output); ++i) output(i) *= normalise[i / 2 % 2];
     Epilogue<Traits>(params_, smem_, work, rows).store(output, lse);

@@ -1,9 +1,11 @@
-// The forward kernel: one producer warpgroup and the consumers, persistent over the plan's work.
+// The forward kernel: one producer warpgroup, the consumers, and a converter where K and V are FP8, persistent over the
+// plan's work.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "sm90/consumer.cuh"
+#include "sm90/converter.cuh"
 #include "sm90/launch.h"
 #include "sm90/producer.cuh"
 
@@ -40,13 +42,21 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
       smem.work_full[stage].init(1);
-      smem.work_empty[stage].init((kConsumerWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
+      smem.work_empty[stage].init(
+          (kConsumerWarps + Traits::kConverterWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
     }
+    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(smem);
     cutlass::arch::fence_barrier_init();
   }
   Cluster<Traits::kCluster>::sync();
 
-  if (cutlass::canonical_warp_group_idx() == 0) {
+  const int warpgroup = cutlass::canonical_warp_group_idx();
+  if (Traits::kConverterWarps > 0 && warpgroup > Traits::kConsumerWarpgroups) {
+    if constexpr (Traits::kConverterWarps > 0) {
+      cutlass::arch::warpgroup_reg_dealloc<Traits::kConverterRegisters>();
+      Converter<Traits>(smem).run();
+    }
+  } else if (warpgroup == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
   } else {

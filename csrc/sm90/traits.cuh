@@ -51,6 +51,14 @@ struct TileShape<256, TileKind::kPrefill> : Shape<128, 80, 2> {};
 template <>
 struct TileShape<256, TileKind::kDecode> : Shape<64, 80, 2> {};
 
+// A ring of tiles in shared memory.
+template <class Element, class FullBarrier, class EmptyBarrier>
+struct TileRing {
+  FullBarrier* full;
+  EmptyBarrier* empty;
+  Element* tiles;
+};
+
 template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_>
 struct Traits {
   using Element = Element_;
@@ -67,6 +75,10 @@ struct Traits {
   static constexpr int kConsumerWarpgroups = kBlockM / kRowsPerWarpgroup;
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
+
+  // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
+  // (fp8_kv.cuh).
+  static constexpr int kConverterWarps = 0;
 
   // Producer warps for each of K and V.
   static constexpr int kLoadWarps = 2;
@@ -138,6 +150,14 @@ struct Traits {
   // Dynamic shared memory is only 16-byte aligned by contract; the swizzle wants 1024.
   static constexpr int kSmemBytes = sizeof(SharedStorage) + 1024;
   static_assert(kSmemBytes <= 227 * 1024, "a block has 227 KB on sm_90");
+
+  // What TMA fills: here the stages themselves.
+  using Loaded = Element;
+  static constexpr int kLoadStages = kStages;
+  static constexpr int kLoadedRowBytes = kRowBytes;
+  using Loads = TileRing<Loaded, FullBarrier, EmptyBarrier>;
+  __device__ static Loads k_loads(SharedStorage& smem) { return {smem.k_full, smem.k_empty, smem.k}; }
+  __device__ static Loads v_loads(SharedStorage& smem) { return {smem.v_full, smem.v_empty, smem.v}; }
 };
 
 // Named barriers of the consumers. Zero is __syncthreads; cutlass keeps 1 to 7 for itself and adds that offset.
