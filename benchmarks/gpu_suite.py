@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL_TESTS = ["tests/gpu/test_hopper.py", "tests/gpu/test_hopper_runtime.py"]
+KERNEL_TESTS = ["tests/gpu/test_hopper.py", "tests/gpu/test_hopper_runtime.py", "tests/gpu/test_fp8.py"]
 # Three seeds of each layout for each kernel, split rows and shared plans: under the sanitizer a test takes seconds.
 SANITIZED = "(test_random_shapes and 3-) or (test_long_decode and 16-) or test_metadata_serves or test_nothing_to_do"
 PARTS = {

@@ -8,9 +8,9 @@ Common to all three:
 - A score is `softmax_scale * q.k`, then `softcap * tanh(score / softcap)` where softcap > 0, then `- slope * |p - j|`
   where ALiBi slopes are given. Softmax and its product with v accumulate in float32.
 - A row that sees no key (as when its sequence has none) gives zeros, with an lse of -inf.
-- Keys and values may be FP8 E4M3 (`torch.float8_e4m3fn`) beside queries of 16 bits, as in a quantised KV cache. What is
-  stored times its `k_descale` or `v_descale` is then the value; products are those of 16-bit values, to which FP8
-  converts exactly, with probabilities rounded to the dtype of q and no further.
+- Keys and values may be FP8 E4M3 (`torch.float8_e4m3fn`) beside other queries, as in a quantised KV cache. What is
+  stored times its `k_descale` or `v_descale` is then the value. Nothing else becomes FP8: products are of values of 16
+  bits, to which FP8 converts exactly.
 - Memory that no row sees never reaches the result, whatever it holds: unused pages, keys past a sequence's end, unused
   entries of `block_table`.
 - The same call gives the same bits each time.

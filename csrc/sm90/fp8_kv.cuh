@@ -1,6 +1,6 @@
 // Kernels over keys and values in FP8 E4M3. TMA brings their bytes into rings of their own, a converter warpgroup
-// (converter.cuh) fills the 16-bit stages from there, and the consumers are those of 16-bit keys: probabilities and
-// queries keep their 16 bits, and nothing is rounded that was not rounded when the cache was written.
+// (converter.cuh) fills the 16-bit stages from there, and the consumers are those of 16-bit keys: queries keep their 16
+// bits, and keys and values are not rounded again.
 #pragma once
 
 #include "sm90/fwd.cuh"
@@ -11,31 +11,34 @@ namespace lite_attention::sm90 {
 // loaded ones. No clusters: a block converts all that it reads.
 template <int kBlockM, int kBlockN, int kLoadStages_>
 struct Fp8Shape : Shape<kBlockM, kBlockN, 2> {
+  using Type = Fp8Shape;
   static constexpr int kLoadStages = kLoadStages_;
 };
 
-template <int kHeadDim, bool kDecode>
-struct Fp8TileShape;
+template <int kHeadDim, TileKind kKind>
+struct Fp8TileShape : Fp8TileShape<kHeadDim, TileKind::kPrefill> {};
 template <>
-struct Fp8TileShape<64, false> : Fp8Shape<128, 128, 4> {};
+struct Fp8TileShape<64, TileKind::kPrefill> : Fp8Shape<128, 192, 3> {};
 template <>
-struct Fp8TileShape<64, true> : Fp8Shape<64, 128, 6> {};
+struct Fp8TileShape<64, TileKind::kPaged> : Fp8Shape<128, 128, 4> {};
 template <>
-struct Fp8TileShape<96, false> : Fp8Shape<128, 128, 3> {};
+struct Fp8TileShape<64, TileKind::kDecode> : Fp8Shape<64, 128, 6> {};
 template <>
-struct Fp8TileShape<96, true> : Fp8Shape<64, 128, 4> {};
+struct Fp8TileShape<96, TileKind::kPrefill> : Fp8Shape<128, 128, 3> {};
 template <>
-struct Fp8TileShape<128, false> : Fp8Shape<128, 128, 2> {};
+struct Fp8TileShape<96, TileKind::kDecode> : Fp8Shape<64, 128, 4> {};
 template <>
-struct Fp8TileShape<128, true> : Fp8Shape<64, 128, 2> {};
+struct Fp8TileShape<128, TileKind::kPrefill> : Fp8Shape<128, 128, 2> {};
 template <>
-struct Fp8TileShape<192, false> : Fp8Shape<128, 64, 3> {};
+struct Fp8TileShape<128, TileKind::kDecode> : Fp8Shape<64, 128, 2> {};
 template <>
-struct Fp8TileShape<192, true> : Fp8Shape<64, 64, 4> {};
+struct Fp8TileShape<192, TileKind::kPrefill> : Fp8Shape<128, 64, 3> {};
 template <>
-struct Fp8TileShape<256, false> : Fp8Shape<128, 64, 1> {};
+struct Fp8TileShape<192, TileKind::kDecode> : Fp8Shape<64, 64, 4> {};
 template <>
-struct Fp8TileShape<256, true> : Fp8Shape<64, 64, 2> {};
+struct Fp8TileShape<256, TileKind::kPrefill> : Fp8Shape<128, 64, 1> {};
+template <>
+struct Fp8TileShape<256, TileKind::kDecode> : Fp8Shape<64, 64, 2> {};
 
 template <class Element, int kHeadDim, class TileShape, bool kScoreMod>
 struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
@@ -44,18 +47,32 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
   using typename Base::FullBarrier;
 
   static constexpr int kConverterWarps = 4;
+  static constexpr int kFillingWarps = kConverterWarps;
   static constexpr int kThreads = Base::kThreads + 32 * kConverterWarps;
 
-  // Of 64 Ki registers; a launch gives all threads the same share, from which these move.
+  // Values become float16 also beside bfloat16 queries, as their conversion to that is one instruction and not four.
+  // Then probabilities are float16 too, with three bits more. Small ones would vanish, a million keys of a 2^-25th of
+  // the largest: they are multiplied by as much as float16 has room for above 2^OnlineSoftmax::kSlack.
+  using Value = cutlass::half_t;
+  static constexpr int kProbabilityShift = 7;
+
+  // A launch gives all threads the same share of 64 Ki registers, from which these move.
   static constexpr bool kMoveRegisters = true;
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConverterRegisters = 56;
-  static constexpr int kConsumerRegisters = Base::kConsumerWarpgroups == 2 ? 208 : 240;
+  static constexpr bool kDecode = Base::kConsumerWarpgroups == 1;
+  static constexpr bool kWide = kHeadDim == 256 && !kDecode;
+  static constexpr int kProducerRegisters = kWide ? 32 : 40;
+  static constexpr int kConverterRegisters = kDecode ? 88 : kWide ? 48 : 56;
+  static constexpr int kConsumerRegisters = kDecode ? 240 : kWide ? 216 : 208;
+  static constexpr int kLaunchRegisters = 64 * 1024 / kThreads / 8 * 8;
+  static_assert(kProducerRegisters + kConverterRegisters + Base::kConsumerWarpgroups * kConsumerRegisters <=
+                    kThreads / 128 * kLaunchRegisters,
+                "warpgroups would wait for registers that there are not");
+  static constexpr int kConvertAtOnce = kDecode ? 8 : 4;  // vectors that a thread holds
 
   // ptxas compiles all of a kernel for the registers of its launch, which an accumulator of 256 columns exceeds.
-  static constexpr int kOutputColumns = kHeadDim == 256 && kThreads == 512 ? 128 : kHeadDim;
+  static constexpr int kOutputColumns = kWide ? 128 : kHeadDim;
   using MmaPV = decltype(make_tiled_mma(
-      GMMA::rs_op_selector<Element, Element, float,
+      GMMA::rs_op_selector<Value, Value, float,
                            cute::Shape<Int<Base::kBlockM>, Int<kOutputColumns>, Int<Base::kBlockN>>, GMMA::Major::K,
                            GMMA::Major::MN>(),
       typename Base::WarpgroupLayout{}));
@@ -87,14 +104,21 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
 
 template <class Element, int kHeadDim>
 Kernel select_fp8_kv_kernel(TileKind kind, bool score_mod) {
-  auto select = [&](auto decode, auto modified) {
-    using T = Fp8Traits<Element, kHeadDim, Fp8TileShape<kHeadDim, decltype(decode)::value>, decltype(modified)::value>;
+  auto make = [](auto shape, auto modified) {
+    using T = Fp8Traits<Element, kHeadDim, decltype(shape), decltype(modified)::value>;
     return Kernel{{kHeadDim, T::kBlockM, T::kBlockN, T::kCluster, T::kSlabColumns, T::kBoxRows}, launch<T>};
   };
-  if (kind == TileKind::kDecode) {
-    return score_mod ? select(true_type{}, true_type{}) : select(true_type{}, false_type{});
+  auto select = [&](auto shape) { return score_mod ? make(shape, true_type{}) : make(shape, false_type{}); };
+  switch (kind) {
+    case TileKind::kDecode:
+      return select(typename Fp8TileShape<kHeadDim, TileKind::kDecode>::Type{});
+    case TileKind::kPaged:
+      return select(typename Fp8TileShape<kHeadDim, TileKind::kPaged>::Type{});
+    case TileKind::kFull:
+      return select(typename Fp8TileShape<kHeadDim, TileKind::kFull>::Type{});
+    default:
+      return select(typename Fp8TileShape<kHeadDim, TileKind::kPrefill>::Type{});
   }
-  return score_mod ? select(false_type{}, true_type{}) : select(false_type{}, false_type{});
 }
 
 }  // namespace lite_attention::sm90

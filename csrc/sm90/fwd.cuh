@@ -35,9 +35,9 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.q_empty[warpgroup].init(4);  // warps
     }
     for (int stage = 0; stage < Traits::kStages; ++stage) {
-      smem.k_full[stage].init(Traits::kLoadWarps);
+      smem.k_full[stage].init(Traits::kFillingWarps);
       smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
-      smem.v_full[stage].init(Traits::kLoadWarps);
+      smem.v_full[stage].init(Traits::kFillingWarps);
       smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {

@@ -24,6 +24,7 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+template <int kShift>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
   // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
@@ -32,15 +33,15 @@ struct OnlineSoftmax {
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  // row_max * scale_log2; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
+  // row_max * scale_log2 - kShift; zero for rows that have seen no key, so that exp2 gets -inf and not NaN
   float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
-  // Turns scores into probabilities relative to the running max. True where the max of any row of the warp moved: then
-  // what was summed before must be multiplied by rescale. Whether a row's max moves depends on that row alone, so its
-  // result does not depend on the rows beside it.
+  // Turns scores into probabilities relative to the running max, times 2^kShift. True where the max of any row of the
+  // warp moved: then what was summed before must be multiplied by rescale. Whether a row's max moves depends on that
+  // row alone, so its result does not depend on the rows beside it.
   template <class Scores>
   __device__ bool step(Scores& scores, float (&rescale)[2]) {
     float high[2] = {thread_max<0>(scores), thread_max<1>(scores)};
@@ -71,7 +72,7 @@ struct OnlineSoftmax {
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
       normalise[i] = sum == 0.f ? 1.f : 1.f / sum;
-      lse[i] = sum == 0.f ? -INFINITY : row_max[i] * softmax_scale + logf(sum);
+      lse[i] = sum == 0.f ? -INFINITY : row_max[i] * softmax_scale + (logf(sum) - kShift * 0.6931471805599453f);
     }
   }
 
@@ -95,8 +96,9 @@ struct OnlineSoftmax {
     if (!above_slack(m, i)) return 1.f;
     float before = row_max[i] * scale_log2;
     row_max[i] = m;
-    offset[i] = m * scale_log2;
-    return exp2_approx(before - offset[i]);
+    const float after = m * scale_log2;
+    offset[i] = after - kShift;
+    return exp2_approx(before - after);
   }
 };
 

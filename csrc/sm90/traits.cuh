@@ -76,13 +76,19 @@ struct Traits {
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
 
-  // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
-  // (fp8_kv.cuh).
-  static constexpr int kConverterWarps = 0;
+  // Of V in the stages, and of the probabilities, which are stored under a factor of 2^kProbabilityShift.
+  using Value = Element;
+  static constexpr int kProbabilityShift = 0;
 
   // Producer warps for each of K and V.
   static constexpr int kLoadWarps = 2;
   static constexpr int kProducerWarps = 2 * kLoadWarps;
+
+  // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
+  // (fp8_kv.cuh).
+  static constexpr int kConverterWarps = 0;
+  // Those that announce a stage of K or V as full.
+  static constexpr int kFillingWarps = kLoadWarps;
 
   // Items that the scheduling warp may be ahead of the others.
   static constexpr int kWorkStages = 2;
