@@ -73,7 +73,7 @@ def flash_attn_func(
             where that balances the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
             On the other backends it changes nothing.
         k_descale, v_descale: float32, (batch, num_heads_k) or what broadcasts to it, such as (num_heads_k,) and (): the
-            factors of FP8 keys and values; None is 1.
+            factors of FP8 keys and values, positive; None is 1.
         return_softmax_lse: return lse too.
         out: written in place and returned: shape, dtype and device of q, not overlapping the inputs.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the float32

@@ -8,37 +8,35 @@
 namespace lite_attention::sm90 {
 
 // Rows, keys, ring stages, and stages of loaded bytes. Two 16-bit stages will do, as memory's latency is behind the
-// loaded ones. No clusters: a block converts all that it reads.
+// loaded ones. No clusters: a block converts all that it reads. The two shapes of a head dim have one kBlockN, so that
+// a row's result does not depend on which of them computes it.
 template <int kBlockM, int kBlockN, int kLoadStages_>
 struct Fp8Shape : Shape<kBlockM, kBlockN, 2> {
-  using Type = Fp8Shape;
   static constexpr int kLoadStages = kLoadStages_;
 };
 
-template <int kHeadDim, TileKind kKind>
-struct Fp8TileShape : Fp8TileShape<kHeadDim, TileKind::kPrefill> {};
+template <int kHeadDim, bool kDecode>
+struct Fp8TileShape;
 template <>
-struct Fp8TileShape<64, TileKind::kPrefill> : Fp8Shape<128, 192, 3> {};
+struct Fp8TileShape<64, false> : Fp8Shape<128, 192, 3> {};
 template <>
-struct Fp8TileShape<64, TileKind::kPaged> : Fp8Shape<128, 128, 4> {};
+struct Fp8TileShape<64, true> : Fp8Shape<64, 192, 4> {};
 template <>
-struct Fp8TileShape<64, TileKind::kDecode> : Fp8Shape<64, 128, 6> {};
+struct Fp8TileShape<96, false> : Fp8Shape<128, 128, 3> {};
 template <>
-struct Fp8TileShape<96, TileKind::kPrefill> : Fp8Shape<128, 128, 3> {};
+struct Fp8TileShape<96, true> : Fp8Shape<64, 128, 4> {};
 template <>
-struct Fp8TileShape<96, TileKind::kDecode> : Fp8Shape<64, 128, 4> {};
+struct Fp8TileShape<128, false> : Fp8Shape<128, 128, 2> {};
 template <>
-struct Fp8TileShape<128, TileKind::kPrefill> : Fp8Shape<128, 128, 2> {};
+struct Fp8TileShape<128, true> : Fp8Shape<64, 128, 2> {};
 template <>
-struct Fp8TileShape<128, TileKind::kDecode> : Fp8Shape<64, 128, 2> {};
+struct Fp8TileShape<192, false> : Fp8Shape<128, 64, 3> {};
 template <>
-struct Fp8TileShape<192, TileKind::kPrefill> : Fp8Shape<128, 64, 3> {};
+struct Fp8TileShape<192, true> : Fp8Shape<64, 64, 4> {};
 template <>
-struct Fp8TileShape<192, TileKind::kDecode> : Fp8Shape<64, 64, 4> {};
+struct Fp8TileShape<256, false> : Fp8Shape<128, 64, 1> {};
 template <>
-struct Fp8TileShape<256, TileKind::kPrefill> : Fp8Shape<128, 64, 1> {};
-template <>
-struct Fp8TileShape<256, TileKind::kDecode> : Fp8Shape<64, 64, 2> {};
+struct Fp8TileShape<256, true> : Fp8Shape<64, 64, 2> {};
 
 template <class Element, int kHeadDim, class TileShape, bool kScoreMod>
 struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
@@ -104,21 +102,14 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
 
 template <class Element, int kHeadDim>
 Kernel select_fp8_kv_kernel(TileKind kind, bool score_mod) {
-  auto make = [](auto shape, auto modified) {
-    using T = Fp8Traits<Element, kHeadDim, decltype(shape), decltype(modified)::value>;
+  auto select = [&](auto decode, auto modified) {
+    using T = Fp8Traits<Element, kHeadDim, Fp8TileShape<kHeadDim, decltype(decode)::value>, decltype(modified)::value>;
     return Kernel{{kHeadDim, T::kBlockM, T::kBlockN, T::kCluster, T::kSlabColumns, T::kBoxRows}, launch<T>};
   };
-  auto select = [&](auto shape) { return score_mod ? make(shape, true_type{}) : make(shape, false_type{}); };
-  switch (kind) {
-    case TileKind::kDecode:
-      return select(typename Fp8TileShape<kHeadDim, TileKind::kDecode>::Type{});
-    case TileKind::kPaged:
-      return select(typename Fp8TileShape<kHeadDim, TileKind::kPaged>::Type{});
-    case TileKind::kFull:
-      return select(typename Fp8TileShape<kHeadDim, TileKind::kFull>::Type{});
-    default:
-      return select(typename Fp8TileShape<kHeadDim, TileKind::kPrefill>::Type{});
+  if (kind == TileKind::kDecode) {
+    return score_mod ? select(true_type{}, true_type{}) : select(true_type{}, false_type{});
   }
+  return score_mod ? select(false_type{}, true_type{}) : select(false_type{}, false_type{});
 }
 
 }  // namespace lite_attention::sm90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random as py_random
 
 import accuracy
@@ -155,6 +156,20 @@ def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
     q, k, v = chunk[0]
     token, _ = last_rows([(q[-1:], k, v)])
     assert torch.equal(token[0], mixed[3])
+
+
+@every_kernel
+@pytest.mark.parametrize("seqlen_q", [1, 70], ids=["decode", "prefill"])
+def test_many_small_probabilities_add_up(dtype, seqlen_q):
+    """One key far above 200,000 others, each of which has a 2^-25th of its weight: below what float16 has."""
+    keys, d = 200_000, 128
+    q = torch.zeros(1, seqlen_q, 2, d, device="cuda", dtype=dtype)
+    k, v = torch.zeros(1, keys, 1, d, device="cuda"), torch.ones(1, keys, 1, d, device="cuda")
+    q[..., 0], k[:, -1, :, 0], v[:, -1] = 17.5, 1.0, 0.0
+    out, lse = flash_attn_func(q, k.to(FP8), v.to(FP8), softmax_scale=1.0, return_softmax_lse=True)
+    others = (keys - 1) * math.exp(-17.5)
+    torch.testing.assert_close(out.float(), torch.full_like(out.float(), others / (1 + others)), rtol=0.02, atol=0)
+    torch.testing.assert_close(lse, torch.full_like(lse, 17.5 + math.log1p(others)), rtol=1e-5, atol=1e-4)
 
 
 def test_cache_append():

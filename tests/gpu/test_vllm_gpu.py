@@ -123,7 +123,7 @@ def random_llama(model: str, backend: str, kv_cache_dtype: str):
         "dtype": "bfloat16",
         "max_model_len": 1024,
         "seed": 0,
-        "gpu_memory_utilization": 0.2,
+        "kv_cache_memory_bytes": 1 << 28,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 256,
         "logprobs_mode": "raw_logits",
