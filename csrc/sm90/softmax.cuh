@@ -24,12 +24,14 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
+// Probabilities come multiplied by 2^kShift.
 template <int kShift>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
-  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
-  // overflow in fp16 and bf16.
+  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^(8 + kShift),
+  // which is no overflow in fp16 and bf16.
   static constexpr float kSlack = 8.f;
+  static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
@@ -39,7 +41,7 @@ struct OnlineSoftmax {
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
-  // Turns scores into probabilities relative to the running max, times 2^kShift. True where the max of any row of the
+  // Turns scores into probabilities relative to the running max. True where the max of any row of the
   // warp moved: then what was summed before must be multiplied by rescale. Whether a row's max moves depends on that
   // row alone, so its result does not depend on the rows beside it.
   template <class Scores>
