@@ -69,13 +69,28 @@ Strides strides_of(const Tensor& x, bool batched) {
   return {batched ? x.stride(0) : 0, x.stride(dims - 3), x.stride(dims - 2)};
 }
 
-void check_operand(const Tensor& x, const Tensor& q, const char* name) {
-  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == q.scalar_type(),
-                  "lite_attention: ", name, " must have the device and dtype of q");
+void check_operand(const Tensor& x, const Tensor& q, ScalarType type, const char* name) {
+  STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == type,
+                  "lite_attention: ", name, " must have the device of q and the dtype of q, or with k that of k");
+  const int64_t grain = type == ScalarType::Float8_e4m3fn ? 16 : 8;
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.stride(x.dim() - 1) == 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % 8 == 0);
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % grain == 0);
   STD_TORCH_CHECK(aligned, "lite_attention: ", name,
-                  " needs a contiguous head_dim, 16-byte alignment and strides in multiples of 8 elements");
+                  " needs a contiguous head_dim, 16-byte alignment and strides in multiples of ", grain, " elements");
+}
+
+// A factor a sequence and KV head, in memory of any strides.
+Descale descale_of(const OptionalTensor& x, const char* name, sm90::KeyType keys, int64_t batch, int64_t heads_k) {
+  if (!x) return {};
+  STD_TORCH_CHECK(keys == sm90::KeyType::kE4M3, "lite_attention: ", name, " is for float8_e4m3fn keys and values");
+  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Float && x->dim() == 2 && x->size(0) == batch &&
+                      x->size(1) == heads_k,
+                  "lite_attention: ", name, " must be a float32 CUDA tensor (batch, num_heads_k)");
+  return {static_cast<const float*>(x->data_ptr()), x->stride(0), x->stride(1)};
+}
+
+sm90::KeyType keys_of(const Tensor& k) {
+  return k.scalar_type() == ScalarType::Float8_e4m3fn ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries;
 }
 
 struct Heads {
@@ -83,20 +98,20 @@ struct Heads {
 };
 
 // Which tile serves a call, and how heads are packed into it. A function of what the plan and every launch that
-// reads it have in common: shapes, mask, paging and whether rows must be whole.
+// reads it have in common: shapes, mask, paging, FP8 keys or not, and whether rows must be whole.
 struct Selection {
   sm90::TileKind kind;
   sm90::Tile tile;
   Packing packing;
 
-  Selection(int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left, int64_t window_right, bool paged,
-            bool whole_rows)
-      : Selection(head_dim, heads, std::min(group_of(heads), kRows),
+  Selection(sm90::KeyType keys, int64_t head_dim, Heads heads, int64_t max_seqlen_q, int64_t window_left,
+            int64_t window_right, bool paged, bool whole_rows)
+      : Selection(keys, head_dim, heads, std::min(group_of(heads), kRows),
                   kind_of(max_seqlen_q * group_of(heads), window_left, window_right, paged || whole_rows)) {}
 
   // Skip lists are of query heads, which are not packed then.
   static Selection of_lists(int64_t head_dim, Heads heads) {
-    return Selection(head_dim, heads, 1, sm90::TileKind::kSkip);
+    return Selection(sm90::KeyType::kAsQueries, head_dim, heads, 1, sm90::TileKind::kSkip);
   }
 
  private:
@@ -111,10 +126,10 @@ struct Selection {
     return window_left < 0 && window_right < 0 ? sm90::TileKind::kFull : sm90::TileKind::kPrefill;
   }
 
-  Selection(int64_t head_dim, Heads heads, int most_packed, sm90::TileKind kind) : kind(kind) {
+  Selection(sm90::KeyType keys, int64_t head_dim, Heads heads, int most_packed, sm90::TileKind kind) : kind(kind) {
     const int group = group_of(heads);
-    // Tiles are the same for all element types and score modifications.
-    sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, int(head_dim), kind, false);
+    // Tiles are the same for all types of queries and score modifications.
+    sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, keys, int(head_dim), kind, false);
     STD_TORCH_CHECK(kernel.launch, "lite_attention: no kernel for head_dim ", head_dim);
     tile = kernel.tile;
     packing.pack = most_packed;
@@ -137,10 +152,13 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
                                 int64_t num_heads_k, int64_t head_dim, int64_t device) {
   int64_t words = 0;
   for (bool paged : {false, true}) {  // may choose another tile
-    Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
-    sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
-                            selection.tile.cluster);
-    words = std::max(words, bounds.words());
+    for (sm90::KeyType keys : {sm90::KeyType::kAsQueries, sm90::KeyType::kE4M3}) {
+      if (keys == sm90::KeyType::kE4M3 && head_dim % 16 != 0) continue;
+      Selection selection(keys, head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
+      sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
+                              selection.tile.cluster);
+      words = std::max(words, bounds.words());
+    }
   }
   return words;
 }
@@ -148,11 +166,11 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
 void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                             OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
                             int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
-                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged) {
+                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged, bool fp8_kv) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  Selection selection(head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left, window_right, paged,
-                      num_splits == 1);
+  Selection selection(fp8_kv ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries, head_dim, {num_heads, num_heads_k},
+                      max_seqlen_q, window_left, window_right, paged, num_splits == 1);
   sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                           selection.tile.cluster);
   STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
@@ -188,13 +206,15 @@ struct Call {
   int64_t total_q() const { return varlen_q() ? q.size(0) : q.size(0) * q.size(1); }
   Heads heads() const { return {q.size(q.dim() - 2), k.size(k.dim() - 2)}; }
   int64_t head_dim() const { return q.size(q.dim() - 1); }
+  sm90::KeyType keys() const { return keys_of(k); }
   bool empty() const { return batch() == 0 || total_q() == 0 || heads().q == 0; }
 
   void check() const {
-    check_operand(q, q, "q");
-    check_operand(k, q, "k");
-    check_operand(v, q, "v");
-    check_operand(out, q, "out");
+    const ScalarType type = q.scalar_type(), key_type = keys() == sm90::KeyType::kE4M3 ? k.scalar_type() : type;
+    check_operand(q, q, type, "q");
+    check_operand(k, q, key_type, "k");
+    check_operand(v, q, key_type, "v");
+    check_operand(out, q, type, "out");
     STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
                     "lite_attention: lse must be float32 on CUDA");
   }
@@ -210,7 +230,9 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   const sm90::ElementType element = element_of(q);
   const sm90::PlanBounds bounds(int(call.batch()), call.total_q(), selection.packing.tokens_per_tile,
                                 multiprocessors(device), selection.tile.cluster);
-  const sm90::Kernel kernel = sm90::find_kernel(element, int(call.head_dim()), selection.kind, params.score_mod.used());
+  const sm90::KeyType keys = call.keys();
+  const sm90::Kernel kernel =
+      sm90::find_kernel(element, keys, int(call.head_dim()), selection.kind, params.score_mod.used());
 
   params.sinks = head_data(call.sinks, "sinks", call.heads().q);
   params.lengths = {int(call.batch()),
@@ -242,11 +264,12 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   }
 
   const bool outer_k = paged || k_batched;
-  auto source = [&](const Tensor& x, bool outer) {
+  auto source = [&](const Tensor& x, sm90::KeyType keys, bool outer) {
     // An empty tensor has no memory, and a descriptor wants an address even where no box is ever loaded through it.
     const void* data = x.numel() > 0 ? x.data_ptr() : q.data_ptr();
     return sm90::MapSource{data,
                            element,
+                           keys,
                            x.size(x.dim() - 3),
                            x.size(x.dim() - 2),
                            call.head_dim(),
@@ -254,10 +277,10 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
                            strides_of(x, outer)};
   };
   const int columns = kernel.tile.slab_columns;
-  CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q), columns, params.packing.pack,
-                                   params.packing.tokens_per_warpgroup);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, outer_k), columns, params.box_rows);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, outer_k), columns, params.box_rows);
+  CUresult made = sm90::make_q_map(params.map_q, source(q, sm90::KeyType::kAsQueries, !varlen_q), columns,
+                                   params.packing.pack, params.packing.tokens_per_warpgroup);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, keys, outer_k), columns, params.box_rows);
+  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, keys, outer_k), columns, params.box_rows);
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
@@ -274,7 +297,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   }
   params.plan = static_cast<int*>(plan->data_ptr());
   std::optional<Tensor> partial;  // alive until the launch
-  if (!call.whole_rows) {
+  if (!params.skip.bits) {
     const int64_t rows = int64_t{2} * bounds.num_workers * kernel.tile.cluster * kernel.tile.block_m;
     partial = torch::stable::new_empty(q, {rows * (kernel.tile.head_dim + 1)}, ScalarType::Float);
     params.partial_out = static_cast<float*>(partial->data_ptr());
@@ -286,7 +309,8 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
 void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
          OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
          int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
-         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits) {
+         OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits, OptionalTensor k_descale,
+         OptionalTensor v_descale) {
   const Call call{q,
                   k,
                   v,
@@ -310,10 +334,10 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   FwdParams params;
   params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", call.heads().q),
                       alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
-  attend(
-      call,
-      Selection(call.head_dim(), call.heads(), max_seqlen_q, window_left, window_right, call.paged(), call.whole_rows),
-      params);
+  attend(call,
+         Selection(call.keys(), call.head_dim(), call.heads(), max_seqlen_q, window_left, window_right, call.paged(),
+                   call.whole_rows),
+         params);
 }
 
 // A bit for every KV tile, in contiguous words.
@@ -354,6 +378,7 @@ void skip_fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor skip_
   call.check();
   if (call.empty()) return;
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  STD_TORCH_CHECK(call.keys() == sm90::KeyType::kAsQueries, "lite_attention: k must have the dtype of q");
   const Selection selection = Selection::of_lists(call.head_dim(), call.heads());
   STD_TORCH_CHECK(block_m == selection.tile.block_m && block_n == selection.tile.block_n,
                   "lite_attention: skip_list has tiles of ", block_m, " x ", block_n, "; the kernel for head_dim ",

@@ -62,6 +62,12 @@ struct SkipList {
   bool update = false;                  // tiles that proved negligible leave the list
 };
 
+// What a stored value is multiplied by, one factor for each KV head of each sequence.
+struct Descale {
+  const float* factors = nullptr;  // null is 1
+  int64_t batch_stride = 0, head_stride = 0;
+};
+
 struct FwdParams {
   CUtensorMap map_q, map_k, map_v;
 
@@ -90,6 +96,7 @@ struct FwdParams {
   float* partial_lse = nullptr;  // (2 * num_workers, kCluster * kBlockM)
 
   SkipList skip;
+  Descale k_descale, v_descale;  // of FP8 keys and values
 };
 
 }  // namespace lite_attention

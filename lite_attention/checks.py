@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from lite_attention.problem import Problem
+from lite_attention.problem import FP8, Problem
 
 __all__ = ["DTYPES", "Problem", "check_append", "check_inference", "check_num_splits", "prepare", "wrong"]
 
@@ -57,6 +57,8 @@ def prepare(
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     num_splits: int = 0,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     out: Tensor | None = None,
     names: tuple[str, str, str] = ("k", "v", "seqused_k"),
 ) -> Problem:
@@ -72,8 +74,10 @@ def prepare(
     else:
         k_layout = "(total_k, num_heads_k, head_dim)" if varlen else "(batch, seqlen_k, num_heads_k, head_dim)"
     _check_operand("q", q, q_layout)
-    _check_operand(names[0], k, k_layout, like=q)
-    _check_operand(names[1], v, k_layout, like=q)
+    _check_operand(names[0], k, k_layout, like=q, or_fp8=True)
+    _check_operand(names[1], v, k_layout, like=q, or_fp8=True)
+    if v.dtype != k.dtype:
+        raise wrong(names[1], v.dtype, f"the dtype of {names[0]}, {k.dtype}")
     _check_heads(q, k, v, names)
 
     if varlen:
@@ -119,6 +123,8 @@ def prepare(
         _check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
     if sinks is not None:
         _check_floats("sinks", sinks, ((heads,),), q)
+    k_descale = _check_descale("k_descale", k_descale, names[0], k, batch)
+    v_descale = _check_descale("v_descale", v_descale, names[1], v, batch)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     else:
@@ -149,6 +155,8 @@ def prepare(
         alibi_slopes,
         sinks,
         num_splits,
+        k_descale,
+        v_descale,
     )
 
 
@@ -160,23 +168,27 @@ def check_num_splits(num_splits: int) -> None:
 def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:
     """Checks k and v (batch, seqlen_new, heads_k, head_dim), which are to be written into the caches of `problem`."""
     for name, x, cache in (("k", k, problem.k), ("v", v, problem.v)):
-        _check_operand(name, x, "(batch, seqlen_new, num_heads_k, head_dim)", like=problem.q, strided=True)
+        _check_operand(name, x, "(batch, seqlen_new, num_heads_k, head_dim)", like=problem.q, or_fp8=True, strided=True)
+        if x.dtype != cache.dtype:
+            raise wrong(name, x.dtype, f"the dtype of {name}_cache, {cache.dtype}")
         works = (problem.batch, k.shape[1], problem.heads_k, problem.head_dim)
         if tuple(x.shape) != works:
             raise wrong(name, f"shape {tuple(x.shape)}", f"(batch, seqlen_new, num_heads_k, head_dim) = {works}")
         _check_writable(f"{name}_cache", cache)
 
 
-def _check_operand(name: str, x: Tensor, layout: str, like: Tensor | None = None, strided: bool = False) -> None:
-    """A tensor ranked as `layout`, with dtype and device of `like`, and a head_dim without gaps unless `strided`."""
+def _check_operand(
+    name: str, x: Tensor, layout: str, like: Tensor | None = None, or_fp8: bool = False, strided: bool = False
+) -> None:
+    """A tensor ranked as `layout`, with dtype (`or_fp8`) and device of `like`; no gaps in head_dim unless `strided`."""
     if not isinstance(x, Tensor):
         raise wrong(name, type(x).__name__, f"a tensor {layout}")
     if x.dim() != layout.count(",") + 1:
         raise wrong(name, f"shape {tuple(x.shape)}", layout)
     if like is None and x.dtype not in DTYPES:
         raise wrong(name, x.dtype, " or ".join(map(str, DTYPES)))
-    if like is not None and x.dtype != like.dtype:
-        raise wrong(name, x.dtype, f"the dtype of q, {like.dtype}")
+    if like is not None and x.dtype != like.dtype and not (or_fp8 and x.dtype == FP8):
+        raise wrong(name, x.dtype, f"the dtype of q, {like.dtype}" + (f", or {FP8}" if or_fp8 else ""))
     if like is not None:
         _check_device(name, x, like)
     if not strided and x.shape[-1] > 1 and x.stride(-1) != 1:
@@ -216,6 +228,26 @@ def _check_floats(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], lik
     if x.dtype != torch.float32:
         raise wrong(name, x.dtype, torch.float32)
     _check_device(name, x, like)
+
+
+def _check_descale(name: str, x: Tensor | None, of: str, stored: Tensor, batch: int) -> Tensor | None:
+    """The factors of `stored`, which the caller calls `of`, as a view (batch, heads_k)."""
+    if x is None:
+        return None
+    heads_k = stored.shape[-2]
+    if stored.dtype != FP8:
+        raise wrong(name, f"{type(x).__name__} for {of} in {stored.dtype}", f"None, unless {of} is in {FP8}")
+    if not isinstance(x, Tensor):
+        raise wrong(name, type(x).__name__, "a float32 tensor")
+    sizes = (1, 1, *x.shape)[-2:]
+    if x.dim() > 2 or sizes[0] not in (1, batch) or sizes[1] not in (1, heads_k):
+        raise wrong(
+            name, f"shape {tuple(x.shape)}", f"(batch, num_heads_k) = {(batch, heads_k)}, or one that broadcasts to it"
+        )
+    if x.dtype != torch.float32:
+        raise wrong(name, x.dtype, torch.float32)
+    _check_device(name, x, stored)
+    return x.expand(batch, heads_k)
 
 
 def _check_device(name: str, x: Tensor, like: Tensor) -> None:

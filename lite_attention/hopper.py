@@ -9,15 +9,18 @@ from lite_attention.checks import wrong
 from lite_attention.problem import Problem
 
 MAX_HEAD_DIM = 256
-HEAD_DIM_MULTIPLE = 8  # elements: 16 bytes, the grain of TMA
+GRAIN_BYTES = 16  # of TMA
 DTYPES = (torch.bfloat16, torch.float16)
 PAGE_MULTIPLE = 16  # tokens: eight rows are one swizzle atom, and a KV tile must hold whole boxes
-STRIDE_MULTIPLE = HEAD_DIM_MULTIPLE
 
 
-def head_dim_supported(head_dim: int) -> bool:
+def head_dim_multiple(fp8_kv: bool = False) -> int:
+    return GRAIN_BYTES // (1 if fp8_kv else 2)
+
+
+def head_dim_supported(head_dim: int, fp8_kv: bool = False) -> bool:
     """Whether there is a kernel: those for 64, 96, 128, 192 and 256 serve smaller head dims too, at their own speed."""
-    return 0 < head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0
+    return 0 < head_dim <= MAX_HEAD_DIM and head_dim % head_dim_multiple(fp8_kv) == 0
 
 
 def check_supported(problem: Problem) -> None:
@@ -28,8 +31,9 @@ def check_supported(problem: Problem) -> None:
     p = problem
     if p.q.dtype not in DTYPES:
         raise _unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
-    if not head_dim_supported(p.head_dim):
-        raise _unsupported("q", f"head_dim {p.head_dim}", f"multiples of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}")
+    if not head_dim_supported(p.head_dim, p.fp8_kv):
+        given = f"head_dim {p.head_dim}" + (f" with keys in {p.k.dtype}" if p.fp8_kv else "")
+        raise _unsupported("q", given, f"multiples of {head_dim_multiple(p.fp8_kv)} up to {MAX_HEAD_DIM}")
     if p.paged and p.page_size % PAGE_MULTIPLE != 0:
         raise _unsupported("block_table", f"pages of {p.page_size} tokens", f"multiples of {PAGE_MULTIPLE}")
     for name, x in (("q", p.q), ("k", p.k), ("v", p.v), ("out", p.out)):
@@ -46,8 +50,9 @@ def check_supported(problem: Problem) -> None:
 
 def _check_memory(name: str, x: Tensor) -> None:
     for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
-        if size > 1 and (stride <= 0 or stride % STRIDE_MULTIPLE != 0):
-            needs = f"strides that are positive multiples of {STRIDE_MULTIPLE} elements"
+        multiple = GRAIN_BYTES // x.element_size()
+        if size > 1 and (stride <= 0 or stride % multiple != 0):
+            needs = f"strides that are positive multiples of {multiple} elements"
             raise wrong(name, f"strides {tuple(x.stride())}", f"{needs} on a Hopper GPU")
     if not torch.compiler.is_compiling() and type(x) is Tensor and x.data_ptr() % 16 != 0:
         raise wrong(name, f"memory at an address of {x.data_ptr() % 16} modulo 16", "16-byte alignment on a Hopper GPU")

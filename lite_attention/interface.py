@@ -8,6 +8,9 @@ Common to all three:
 - A score is `softmax_scale * q.k`, then `softcap * tanh(score / softcap)` where softcap > 0, then `- slope * |p - j|`
   where ALiBi slopes are given. Softmax and its product with v accumulate in float32.
 - A row that sees no key (as when its sequence has none) gives zeros, with an lse of -inf.
+- Keys and values may be FP8 E4M3 (`torch.float8_e4m3fn`) beside other queries, as in a quantised KV cache. What is
+  stored times its `k_descale` or `v_descale` is then the value. Nothing else becomes FP8: products are of values of 16
+  bits, to which FP8 converts exactly.
 - Memory that no row sees never reaches the result, whatever it holds: unused pages, keys past a sequence's end, unused
   entries of `block_table`.
 - The same call gives the same bits each time.
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from lite_attention import ops
 from lite_attention.checks import Problem, check_append, check_inference, prepare, wrong
+from lite_attention.problem import as_bytes
 from lite_attention.values import check_values, readable
 
 
@@ -41,6 +45,8 @@ def flash_attn_func(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     num_splits: int = 0,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     return_softmax_lse: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -50,7 +56,8 @@ def flash_attn_func(
     Args:
         q: (batch, seqlen_q, num_heads, head_dim), bfloat16 or float16; float32 too on the CPU and for the reference.
             Its last dimension must have stride 1, here and in k, v and out; the other strides are free.
-        k, v: (batch, seqlen_k, num_heads_k, head_dim), dtype and device of q; num_heads_k divides num_heads.
+        k, v: (batch, seqlen_k, num_heads_k, head_dim), device of q, and dtype of q or both float8_e4m3fn; num_heads_k
+            divides num_heads.
         dropout_p: only 0.0; this is inference.
         softmax_scale: factor on q.k, positive; None is 1 / sqrt(head_dim).
         causal: row i sees no key after its own position (bottom right, as the module says).
@@ -65,6 +72,8 @@ def flash_attn_func(
             the batch (batch invariance); long rows of a small batch are slower then. 0 lets the scheduler cut rows
             where that balances the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
             On the other backends it changes nothing.
+        k_descale, v_descale: float32, (batch, num_heads_k) or what broadcasts to it, such as (num_heads_k,) and (): the
+            factors of FP8 keys and values, positive; None is 1.
         return_softmax_lse: return lse too.
         out: written in place and returned: shape, dtype and device of q, not overlapping the inputs.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the float32
@@ -92,6 +101,8 @@ def flash_attn_func(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        k_descale=k_descale,
+        v_descale=v_descale,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -119,6 +130,8 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
     num_splits: int = 0,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     return_softmax_lse: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -171,6 +184,8 @@ def flash_attn_varlen_func(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        k_descale=k_descale,
+        v_descale=v_descale,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -199,6 +214,8 @@ def flash_attn_with_kvcache(
     return_softmax_lse: bool = False,
     *,
     sinks: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -209,8 +226,8 @@ def flash_attn_with_kvcache(
         q: (batch, seqlen_q, num_heads, head_dim).
         k_cache, v_cache: (batch, seqlen_cache, num_heads_k, head_dim), or with `block_table` (num_blocks, page_size,
             num_heads_k, head_dim).
-        k, v: (batch, seqlen_new, num_heads_k, head_dim), any strides: written at positions cache_seqlens and on of each
-            sequence, before attention, which then covers cache_seqlens + seqlen_new keys.
+        k, v: (batch, seqlen_new, num_heads_k, head_dim), dtype of the caches, any strides: written at positions
+            cache_seqlens and on of each sequence, before attention, which then covers cache_seqlens + seqlen_new keys.
         cache_seqlens: keys in the cache before the append: an int for all sequences, or int32 (batch,). None is the
             whole cache, and goes only without k and v.
         block_table: (batch, max_blocks), as in `flash_attn_varlen_func`.
@@ -254,6 +271,8 @@ def flash_attn_with_kvcache(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        k_descale=k_descale,
+        v_descale=v_descale,
         out=out,
         names=("k_cache", "v_cache", "cache_seqlens"),
     )
@@ -296,8 +315,8 @@ def _append(problem: Problem, k: Tensor, v: Tensor) -> None:
     else:
         block = problem.block_table.gather(1, position // problem.page_size).long()
         offset = position % problem.page_size
-    problem.k.index_put_((block, offset), k)
-    problem.v.index_put_((block, offset), v)
+    as_bytes(problem.k).index_put_((block, offset), as_bytes(k))
+    as_bytes(problem.v).index_put_((block, offset), as_bytes(v))
 
 
 def _result(problem: Problem, with_lse: bool) -> Tensor | tuple[Tensor, Tensor]:

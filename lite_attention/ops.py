@@ -20,12 +20,13 @@ SCHEMA = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
     "Tensor(c!)? scheduler_metadata, "  # it holds counters, which count during a launch
     "SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, int window_left, int window_right, "
-    "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, int num_splits=0) -> ()"
+    "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, int num_splits=0, "
+    "Tensor? k_descale=None, Tensor? v_descale=None) -> ()"
 )
 METADATA_SCHEMA = (
     "(Tensor(a!) metadata, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, int batch, int total_q, "
     "int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int head_dim, "
-    "int window_left, int window_right, int num_splits=0, bool paged=False) -> ()"
+    "int window_left, int window_right, int num_splits=0, bool paged=False, bool fp8_kv=False) -> ()"
 )
 METADATA_SIZE_SCHEMA = (
     "(int batch, int total_q, int max_seqlen_q, int num_heads, int num_heads_k, int head_dim, int device) -> int"
@@ -119,6 +120,8 @@ def launch(problem: Problem, backend: str) -> None:
         problem.alibi_slopes,
         problem.sinks,
         problem.num_splits,
+        problem.k_descale,
+        problem.v_descale,
     )
 
 

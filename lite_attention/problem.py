@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
 
 
 class Sequence(NamedTuple):
@@ -31,6 +34,8 @@ class Problem:
     - Windows count the keys seen on either side of the diagonal that ends bottom right; -1 is unbounded, and causal is
       `window_right == 0`.
     - num_splits: 1 forbids to compute a row in parts.
+    - k, v are of the dtype of q, or both FP8: then a value is what is stored times `k_descale` or `v_descale`, float32
+      (batch, heads_k) of any strides; None is 1.
     """
 
     q: Tensor
@@ -52,6 +57,8 @@ class Problem:
     alibi_slopes: Tensor | None = None
     sinks: Tensor | None = None
     num_splits: int = 0
+    k_descale: Tensor | None = None
+    v_descale: Tensor | None = None
 
     @property
     def varlen(self) -> bool:
@@ -64,6 +71,10 @@ class Problem:
     @property
     def packed(self) -> bool:
         return self.varlen and not self.paged
+
+    @property
+    def fp8_kv(self) -> bool:
+        return self.k.dtype == FP8
 
     @property
     def batch(self) -> int:
@@ -109,8 +120,11 @@ class Problem:
         return self.q[rows], self.out[rows], self.lse[:, rows]
 
     def keys(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
-        """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered."""
-        return self._keys_of(self.k, sequence), self._keys_of(self.v, sequence)
+        """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered.
+
+        FP8 keys and values come with their scale, in float32.
+        """
+        return self._keys_of(self.k, self.k_descale, sequence), self._keys_of(self.v, self.v_descale, sequence)
 
     def slopes(self, sequence: Sequence) -> Tensor | None:
         """ALiBi slopes (heads,) of one sequence."""
@@ -118,10 +132,29 @@ class Problem:
             return self.alibi_slopes
         return self.alibi_slopes[sequence.index]
 
-    def _keys_of(self, x: Tensor, sequence: Sequence) -> Tensor:
+    def _keys_of(self, x: Tensor, descale: Tensor | None, sequence: Sequence) -> Tensor:
         if self.block_table is not None:
             pages = self.block_table[sequence.index, : -(-sequence.k_len // x.shape[1])]
-            return x.index_select(0, pages).flatten(0, 1)[: sequence.k_len]
-        if self.packed:
-            return x[sequence.k_start : sequence.k_start + sequence.k_len]
-        return x[sequence.index, : sequence.k_len]
+            x = select_pages(x, pages).flatten(0, 1)[: sequence.k_len]
+        elif self.packed:
+            x = x[sequence.k_start : sequence.k_start + sequence.k_len]
+        else:
+            x = x[sequence.index, : sequence.k_len]
+        return dequantised(x, None if descale is None else descale[sequence.index])
+
+
+def select_pages(x: Tensor, pages: Tensor) -> Tensor:
+    """A copy of these pages of x. FP8 goes as bytes, which PyTorch indexes on every device."""
+    return as_bytes(x).index_select(0, pages).view(x.dtype)
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """The memory of x where it is FP8, and x itself where it is not."""
+    return x.view(torch.uint8) if x.dtype == FP8 else x
+
+
+def dequantised(x: Tensor, descale: Tensor | None) -> Tensor:
+    """x (..., heads_k, head_dim) as it is, or if it is FP8 in float32, times `descale` (..., heads_k)."""
+    if x.dtype != FP8:
+        return x
+    return x.float() if descale is None else x.float() * descale[..., None]

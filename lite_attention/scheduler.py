@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lite_attention import hopper
 from lite_attention.checks import check_num_splits, wrong
+from lite_attention.problem import FP8
 
 
 def scheduler_metadata_size(
@@ -37,6 +39,7 @@ def get_scheduler_metadata(
     window_size: tuple[int, int] = (-1, -1),
     num_splits: int = 0,
     page_size: int | None = None,
+    kv_dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -56,6 +59,7 @@ def get_scheduler_metadata(
         cu_seqlens_k, seqused_k: (batch_size + 1,), (batch_size,) int32 on the GPU, as in the calls.
         causal, window_size, num_splits: as in the calls.
         page_size: tokens in a page where the calls have a `block_table`; None where they have not.
+        kv_dtype: of k and v, where it is not that of q: torch.float8_e4m3fn, whose kernels have other tiles.
         device: the GPU, where no tensor tells it.
         out: int32 tensor to write to, of at least `scheduler_metadata_size` elements; for CUDA graphs, which read the
             same memory at every replay.
@@ -64,12 +68,14 @@ def get_scheduler_metadata(
         The metadata: int32, one dimension, `out` where given.
 
     Raises:
-        ValueError: `total_q` is missing; `num_splits` or `page_size` is out of range; `out` is too small or no int32
-            GPU tensor.
+        ValueError: `total_q` is missing; `num_splits` or `page_size` is out of range; there is no `kv_dtype` like that;
+            `out` is too small or no int32 GPU tensor.
     """
     check_num_splits(num_splits)
     if page_size is not None and page_size < 1:
         raise wrong("page_size", page_size, "a positive int, or None where there is no block_table")
+    if kv_dtype not in (None, FP8, *hopper.DTYPES):
+        raise wrong("kv_dtype", kv_dtype, f"None, {FP8}, or {' or '.join(map(str, hopper.DTYPES))} like q")
     if cu_seqlens_q is not None and total_q is None:
         raise wrong("total_q", None, "the number of rows of q, where cu_seqlens_q is given")
     total_q = batch_size * max_seqlen_q if cu_seqlens_q is None else total_q
@@ -85,6 +91,6 @@ def get_scheduler_metadata(
     torch.ops.lite_attention.get_scheduler_metadata(
         out, cu_seqlens_q, cu_seqlens_k, seqused_k, batch_size, total_q, max_seqlen_q, max_seqlen_k,
         num_heads, num_heads_k, head_dim, -1 if left < 0 else left, 0 if causal else (-1 if right < 0 else right),
-        num_splits, page_size is not None,
+        num_splits, page_size is not None, kv_dtype == FP8,
     )  # fmt: skip
     return out

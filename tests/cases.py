@@ -14,6 +14,7 @@ HUGE = 2**31 - 1
 UNWRITTEN = 7.0  # what `out` holds before a call
 LAYOUTS = ("dense", "packed", "packed_seqused", "paged", "paged_cu", "cache", "paged_cache")
 ONE_LENGTH_Q = ("dense", "cache", "paged_cache")
+FP8 = ("plain", "one", "heads", "batch")  # shapes of k_descale and v_descale
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Case:
     sinks: bool
     scale: float | None
     seed: int
+    fp8: str = ""  # one of FP8 where keys and values are float8_e4m3fn
 
 
 @st.composite
@@ -65,19 +67,25 @@ def cases(draw, max_q=12, max_k=40, dtypes=(torch.float32, torch.bfloat16, torch
         sinks=draw(st.booleans()),
         scale=draw(st.sampled_from((None, None, 0.1, 1.5))),
         seed=draw(st.integers(0, 2**31)),
+        fp8=draw(st.sampled_from(("", "", "", *FP8))),
     )
 
 
 class Call:
-    """A call of a public function, and the clean q, k, v of each of its sequences."""
+    """A call of a public function, and the clean q, k, v of each of its sequences, k and v as they are stored."""
 
     def __init__(self, case: Case):
         self.case = case
         self.random = torch.Generator().manual_seed(case.seed)
         heads, d, batch = case.heads_k * case.group, case.head_dim, len(case.q_lens)
         self.q = [self._normal(n, heads, d) for n in case.q_lens]
-        self.k = [self._normal(n, case.heads_k, d) for n in case.k_lens]
-        self.v = [self._normal(n, case.heads_k, d) for n in case.k_lens]
+        stored = torch.float8_e4m3fn if case.fp8 else case.dtype
+        self.k = [self._normal(n, case.heads_k, d).to(stored) for n in case.k_lens]
+        self.v = [self._normal(n, case.heads_k, d).to(stored) for n in case.k_lens]
+        shape = {"one": (), "heads": (case.heads_k,), "batch": (batch, case.heads_k)}.get(case.fp8)
+        self.k_descale, self.v_descale = (
+            None if shape is None else torch.rand(shape, generator=self.random) + 0.5 for _ in "kv"
+        )
         slopes_shape = {"": None, "heads": (heads,), "batch": (batch, heads)}[case.alibi]
         self.slopes = torch.rand(slopes_shape, generator=self.random) if slopes_shape else None
         self.sinks = torch.randn(heads, generator=self.random) if case.sinks else None
@@ -89,6 +97,8 @@ class Call:
             "softcap": case.softcap,
             "alibi_slopes": self.slopes,
             "sinks": self.sinks,
+            "k_descale": self.k_descale,
+            "v_descale": self.v_descale,
             "return_softmax_lse": True,
         }
 
@@ -114,8 +124,8 @@ class Call:
             results.append(
                 oracle.attention(
                     q,
-                    k,
-                    v,
+                    self._value(k, self.k_descale, b),
+                    self._value(v, self.v_descale, b),
                     scale=scale,
                     causal=self.case.causal,
                     window=self.case.window,
@@ -175,7 +185,7 @@ class Call:
         order = torch.randperm(sum(counts) + 2, generator=self.random).tolist()
         table = torch.full((len(lengths), max(counts) + 2), HUGE, dtype=torch.int32)
         shape = (len(order), size, self.case.heads_k, self.case.head_dim)
-        k_cache, v_cache = (self._scatter(torch.full(shape, torch.nan, dtype=self.case.dtype)) for _ in range(2))
+        k_cache, v_cache = (self._scatter(torch.full(shape, torch.nan, dtype=self.k[0].dtype)) for _ in range(2))
         for b, count in enumerate(counts):
             for n in range(count):
                 page = order.pop()
@@ -188,7 +198,8 @@ class Call:
     def _scatter(self, x):
         """x in memory of another order with poison in between; the last dimension stays contiguous."""
         order = torch.randperm(x.dim() - 1, generator=self.random).tolist()
-        memory = torch.full([x.shape[i] + self._int(3) for i in order] + [x.shape[-1] + self._int(9)], torch.inf)
+        poison = torch.nan if x.dtype == torch.float8_e4m3fn else torch.inf
+        memory = torch.full([x.shape[i] + self._int(3) for i in order] + [x.shape[-1] + self._int(9)], poison)
         memory = memory.to(x.dtype)
         view = memory.permute([order.index(i) for i in range(len(order))] + [len(order)])
         view = view[tuple(slice(0, n) for n in x.shape)]
@@ -201,6 +212,12 @@ class Call:
     def _poisoned_after(self, x, rows):
         poison = torch.full((rows, *x.shape[1:]), torch.nan, dtype=x.dtype)
         return torch.cat([x, poison])
+
+    def _value(self, x, descale, b):
+        """What the stored k or v of sequence b stands for."""
+        if descale is None:
+            return x.double()
+        return x.double() * (descale[b] if self.case.fp8 == "batch" else descale).double()[..., None]
 
     def _normal(self, *shape):
         return torch.randn(shape, generator=self.random).to(self.case.dtype)

@@ -80,7 +80,11 @@ VALUE_ERRORS = [
         "q: got strides (640, 128, 32, 2); needs a head_dim of stride 1, as q.contiguous() has",
     ),
     (dense, {"k": torch.zeros(2, 9, 32)}, "k: got shape (2, 9, 32); needs (batch, seqlen_k, num_heads_k, head_dim)"),
-    (dense, {"k": torch.zeros(2, 9, 2, 16).half()}, "k: got torch.float16; needs the dtype of q, torch.float32"),
+    (
+        dense,
+        {"k": torch.zeros(2, 9, 2, 16).half()},
+        "k: got torch.float16; needs the dtype of q, torch.float32, or torch.float8_e4m3fn",
+    ),
     (dense, {"k": META}, "k: got a tensor on meta; needs one on the device of q, cpu"),
     (
         dense,
@@ -88,7 +92,11 @@ VALUE_ERRORS = [
         "k: got strides (576, 64, 32, 2); needs a head_dim of stride 1, as k.contiguous() has",
     ),
     (dense, {"v": torch.zeros(2, 9, 2, 8)}, "v: got shape (2, 9, 2, 8); needs the shape of k, (2, 9, 2, 16)"),
-    (dense, {"v": torch.zeros(2, 9, 2, 16).bfloat16()}, "v: got torch.bfloat16; needs the dtype of q, torch.float32"),
+    (
+        dense,
+        {"v": torch.zeros(2, 9, 2, 16).bfloat16()},
+        "v: got torch.bfloat16; needs the dtype of q, torch.float32, or torch.float8_e4m3fn",
+    ),
     (dense, {"v": META}, "v: got a tensor on meta; needs one on the device of q, cpu"),
     (
         dense,
@@ -248,7 +256,7 @@ VALUE_ERRORS = [
     (
         cache,
         {"k_cache": torch.zeros(2, 9, 2, 16).half()},
-        "k_cache: got torch.float16; needs the dtype of q, torch.float32",
+        "k_cache: got torch.float16; needs the dtype of q, torch.float32, or torch.float8_e4m3fn",
     ),
     (cache, {"cache_seqlens": ints(1)}, "cache_seqlens: got shape (1,); needs (2)"),
     (cache, {"cache_seqlens": ints(1, -1)}, "cache_seqlens: got [1, -1]; needs lengths of 0 or more"),
@@ -304,6 +312,10 @@ def test_inputs_that_require_grad(call, names):
     ("changes", "message"),
     [
         ({"num_splits": -1}, "num_splits: got -1; needs 0 or a positive int"),
+        (
+            {"kv_dtype": torch.int8},
+            "kv_dtype: got torch.int8; needs None, torch.float8_e4m3fn, or torch.bfloat16 or torch.float16 like q",
+        ),
         ({"page_size": 0}, "page_size: got 0; needs a positive int, or None where there is no block_table"),
         ({"cu_seqlens_q": ints(0, 1)}, "total_q: got None; needs the number of rows of q, where cu_seqlens_q is given"),
     ],

@@ -69,7 +69,7 @@ def test_the_last_arguments_are_optional(name, monkeypatch):
     op(*arguments)
     expected = arguments[3].clone()
     arguments[3].zero_()
-    op(*arguments[:-4])  # softcap, alibi_slopes, sinks, num_splits
+    op(*arguments[:-6])  # softcap, alibi_slopes, sinks, num_splits, k_descale, v_descale
     assert torch.equal(arguments[3], expected)
 
 
@@ -111,15 +111,21 @@ def test_num_splits_reaches_the_op(layout, given, backend):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, (0, False)), ({"num_splits": 1}, (1, False)), ({"page_size": 16}, (0, True))],
+    [
+        ({}, (0, False, False)),
+        ({"num_splits": 1}, (1, False, False)),
+        ({"page_size": 16}, (0, True, False)),
+        ({"kv_dtype": torch.float8_e4m3fn}, (0, False, True)),
+        ({"kv_dtype": torch.bfloat16}, (0, False, False)),
+    ],
 )
-def test_a_plan_is_made_for_the_splits_and_pages_of_the_calls(monkeypatch, given, expected):
+def test_a_plan_is_made_for_the_splits_pages_and_keys_of_the_calls(monkeypatch, given, expected):
     monkeypatch.setattr(scheduler, "scheduler_metadata_size", lambda *args: 8)
     with FakeTensorMode(), Recorder() as recorder:
         out = torch.empty(8, dtype=torch.int32, device="cuda")
         assert get_scheduler_metadata(4, 1, 100, 8, 2, 64, **given, out=out) is out
     (arguments,) = recorder.calls
-    assert (arguments["num_splits"], arguments["paged"]) == expected
+    assert (arguments["num_splits"], arguments["paged"], arguments["fp8_kv"]) == expected
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -14,6 +14,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend, AttentionType, MultipleOf
 
 from lite_attention import hopper, ops
+from vllm_plugin.quantised import FP8_KV_CACHE
 from vllm_plugin.register import NAME
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ HOPPER_CAPABILITY = (9, 0)
 class LiteAttentionBackend(AttentionBackend):
     """Decoder self-attention over vLLM's paged KV cache by `lite_attention`, on Hopper GPUs and on the CPU."""
 
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *FP8_KV_CACHE]
     forward_includes_kv_cache_update: bool = False
 
     @staticmethod
@@ -119,6 +120,9 @@ class LiteAttentionBackend(AttentionBackend):
         """The reason why a combination of supported values isn't supported, or None."""
         if kv_cache_dtype in ("float16", "bfloat16") and getattr(torch, kv_cache_dtype) != dtype:
             return f"kv_cache_dtype {kv_cache_dtype} not supported with {dtype}: both must be the same"
+        fp8 = kv_cache_dtype in FP8_KV_CACHE
+        if fp8 and not current_platform.is_cpu() and not hopper.head_dim_supported(head_size, fp8_kv=True):
+            return f"kv_cache_dtype {kv_cache_dtype} not supported with head_size {head_size}: needs a multiple of 16"
         if not current_platform.is_cpu() and ops.EXTENSION_MISSING is not None:
             return f"LiteAttention's CUDA extension is not there: {ops.EXTENSION_MISSING}"
         return None

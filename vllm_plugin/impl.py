@@ -11,6 +11,7 @@ from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
 from lite_attention import flash_attn_varlen_func
+from vllm_plugin.quantised import FP8, is_fp8, quantise
 from vllm_plugin.register import NAME
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         self.scale = float(scale)
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.kv_cache_dtype = kv_cache_dtype
+        self.fp8_kv = is_fp8(kv_cache_dtype)
         self.attn_type = attn_type
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         # vLLM counts the query's own token into the window; FlashAttention's left counts the keys before it.
@@ -124,6 +126,10 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         if attn_metadata is None:  # the run that measures memory
             return output.fill_(0)
         key_cache, value_cache = self._keys_and_values(kv_cache)
+        scales = {}
+        if self.fp8_kv:
+            key_cache, value_cache = key_cache.view(FP8), value_cache.view(FP8)
+            scales = {"k_descale": layer._k_scale, "v_descale": layer._v_scale}
         step, tokens = attn_metadata, attn_metadata.num_actual_tokens
         flash_attn_varlen_func(
             query[:tokens],
@@ -146,6 +152,7 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
             scheduler_metadata=step.scheduler_metadata,
             num_splits=self.num_splits,
             out=output[:tokens],
+            **scales,
         )
         return output
 
@@ -176,6 +183,9 @@ def _write_by_index(
     slot_mapping: torch.Tensor,
     kv_cache_dtype: str,
 ) -> None:
+    if is_fp8(kv_cache_dtype):
+        key, value = quantise(key, layer._k_scale), quantise(value, layer._v_scale)
+        key_cache, value_cache = key_cache.view(FP8), value_cache.view(FP8)
     tokens = torch.nonzero(slot_mapping >= 0).flatten()
     slots = slot_mapping[tokens].long()
     block, offset = slots // key_cache.shape[1], slots % key_cache.shape[1]

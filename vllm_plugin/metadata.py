@@ -40,7 +40,7 @@ class LiteAttentionMetadata(AttentionMetadata):
     slot_mapping: torch.Tensor  # (num_tokens,), int64 in spite of the above
     causal: bool
     scheduler_metadata: torch.Tensor | None = None  # the kernel's schedule for this step; without, each call plans
-    planned_for: tuple[int, ...] | None = None  # `StepSchedule.shape` of the schedule
+    planned_for: tuple[object, ...] | None = None  # `StepSchedule.shape` of the schedule
 
 
 class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadata]):

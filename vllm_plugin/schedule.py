@@ -9,6 +9,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.logger import init_logger
 
 from lite_attention import get_scheduler_metadata, scheduler_metadata_size
+from vllm_plugin.quantised import FP8
 from vllm_plugin.register import NAME
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ class StepSchedule:
         self.window_left = impl.window_left
         self.num_splits = impl.num_splits
         self.page_size = page_size
-        self.shape = (*self.heads, self.window_left, page_size)  # what a plan holds for, besides the lengths
+        self.kv_dtype = FP8 if impl.fp8_kv else None
+        # What a plan holds for, besides the lengths.
+        self.shape = (*self.heads, self.window_left, page_size, self.kv_dtype)
         scheduler = vllm_config.scheduler_config
         tokens = scheduler.max_num_batched_tokens
         # The longest query chooses between the tiles for decode and for prefill: there must be room for either's plan.
@@ -49,7 +52,7 @@ class StepSchedule:
 
         layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names).values()
         impls = [layer.impl for layer in layers]
-        shapes = {(impl.num_heads, impl.num_kv_heads, impl.head_size, impl.window_left) for impl in impls}
+        shapes = {(impl.num_heads, impl.num_kv_heads, impl.head_size, impl.window_left, impl.fp8_kv) for impl in impls}
         if len(shapes) != 1:
             differ = ", ".join(map(str, sorted(shapes)))  # vLLM tells lines it has logged by their arguments: no list
             logger.info_once("%s plans its work in each layer: the layers of a group differ, %s.", NAME, differ)
@@ -73,5 +76,6 @@ class StepSchedule:
             window_size=(self.window_left, 0 if common.causal else self.window_left),
             num_splits=self.num_splits,
             page_size=self.page_size,
+            kv_dtype=self.kv_dtype,
             out=self.metadata,
         )

@@ -5,6 +5,7 @@
 // cores let one compute exponentials while another multiplies.
 #pragma once
 
+#include "sm90/descale.cuh"
 #include "sm90/epilogue.cuh"
 #include "sm90/mask.cuh"
 #include "sm90/mma.cuh"
@@ -39,7 +40,7 @@ struct Turn {
 // zeroed before PV reads them. Every warpgroup zeroes all such rows for itself, which needs no barrier between
 // warpgroups.
 template <class Traits>
-__device__ void zero_rows(typename Traits::Element* v_stage, int begin, int end) {
+__device__ void zero_rows(typename Traits::Value* v_stage, int begin, int end) {
   constexpr int kVectors = Traits::kRowBytes / 16;
   auto* vectors = reinterpret_cast<uint4*>(v_stage);
   for (int i = threadIdx.x % 128; i < Traits::kBlockN * Traits::kSlabs * kVectors; i += 128) {
@@ -53,7 +54,7 @@ __device__ void zero_rows(typename Traits::Element* v_stage, int begin, int end)
 // One consumer warpgroup over all work of its block.
 template <class Traits>
 class Consumer {
-  using Element = typename Traits::Element;
+  using Value = typename Traits::Value;
   using EmptyBarrier = typename Traits::EmptyBarrier;
   using Modifier = ScoreModifier<Traits::kScoreMod>;
 
@@ -90,14 +91,16 @@ class Consumer {
     auto thread_pv = mma_pv.get_slice(warpgroup_ * 128);
     Tensor rQ = thread_qk.partition_fragment_A(make_tensor(make_smem_ptr(smem_.q), typename Traits::SmemLayoutQ{}));
     Tensor rK = thread_qk.partition_fragment_B(make_tensor(make_smem_ptr(smem_.k), typename Traits::SmemLayoutK{}));
-    Tensor rV = thread_pv.partition_fragment_B(make_tensor(make_smem_ptr(smem_.v), typename Traits::SmemLayoutVt{}));
+    Tensor rV = thread_pv.partition_fragment_B(make_tensor(make_smem_ptr(values()), typename Traits::SmemLayoutVt{}));
     Tensor scores = partition_fragment_C(mma_qk, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kBlockN>>{});
     Tensor output = partition_fragment_C(mma_pv, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kHeadDim>>{});
 
     const Mask mask(params_.lengths, work.seq, rows, Traits::kBlockN);
-    const Modifier modifier(params_, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
-    const float softmax_scale = Modifier::softmax_scale(params_);
-    OnlineSoftmax<false> softmax(softmax_scale);
+    const Descales<Traits> descales(params_, work);
+    const float scale = params_.softmax_scale * descales.k();
+    const Modifier modifier(params_, scale, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
+    const float softmax_scale = Modifier::softmax_scale(scale);
+    OnlineSoftmax<false, Traits::kProbabilityShift> softmax(softmax_scale);
     float rescale[2];
 
     smem_.q_full[warpgroup_].wait(q_phase_);
@@ -115,7 +118,7 @@ class Consumer {
     modifier.template apply<Traits::kBlockN>(scores, n, lane_);
     if (mask.needed(n)) mask.template apply<Traits::kBlockN>(scores, n, lane_);
     softmax.step(scores, rescale);
-    Tensor probs = make_operand<Element>(scores);
+    Tensor probs = make_operand<Value>(scores);
     to_operand(scores, probs);
     clear(output);
     if (int end = mask.seqlen_k - n * Traits::kBlockN; end < Traits::kBlockN) {
@@ -164,6 +167,8 @@ class Consumer {
     gemm_wait<0>(output);
     release_v();
 #pragma unroll
+    for (int i = 0; i < 2; ++i) normalise[i] *= descales.v();
+#pragma unroll
     for (int i = 0; i < size(output); ++i) output(i) *= normalise[i / 2 % 2];
     Epilogue<Traits>(params_, smem_, work, rows).store(output, lse);
   }
@@ -196,7 +201,8 @@ class Consumer {
     release(smem_.v_empty[ring_v_.stage]);
     ring_v_.advance();
   }
-  __device__ Element* v_stage() const { return smem_.v + ring_v_.stage * Traits::kBlockN * Traits::kHeadDim; }
+  __device__ Value* values() const { return reinterpret_cast<Value*>(smem_.v); }
+  __device__ Value* v_stage() const { return values() + ring_v_.stage * Traits::kBlockN * Traits::kHeadDim; }
 
   const FwdParams& params_;
   typename Traits::SharedStorage& smem_;

@@ -1,9 +1,11 @@
-// The forward kernel: one producer warpgroup and the consumers, persistent over the plan's work.
+// The forward kernel: one producer warpgroup, the consumers, and a converter where K and V are FP8, persistent over the
+// plan's work.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "sm90/consumer.cuh"
+#include "sm90/converter.cuh"
 #include "sm90/launch.h"
 #include "sm90/producer.cuh"
 #include "sm90/skip_consumer.cuh"
@@ -35,24 +37,32 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.q_empty[warpgroup].init(4);  // warps
     }
     for (int stage = 0; stage < Traits::kStages; ++stage) {
-      smem.k_full[stage].init(Traits::kLoadWarps);
+      smem.k_full[stage].init(Traits::kFillingWarps);
       smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
-      smem.v_full[stage].init(Traits::kLoadWarps);
+      smem.v_full[stage].init(Traits::kFillingWarps);
       smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
       smem.work_full[stage].init(1);
-      smem.work_empty[stage].init((kConsumerWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
+      smem.work_empty[stage].init(
+          (kConsumerWarps + Traits::kConverterWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
     }
     if constexpr (Traits::kSkip) {
       smem.lists.work_wanted.init(1);
       ListKeeper<Traits>::init(smem);
     }
+    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(smem);
     cutlass::arch::fence_barrier_init();
   }
   Cluster<Traits::kCluster>::sync();
 
-  if (cutlass::canonical_warp_group_idx() == 0) {
+  const int warpgroup = cutlass::canonical_warp_group_idx();
+  if (Traits::kConverterWarps > 0 && warpgroup > Traits::kConsumerWarpgroups) {
+    if constexpr (Traits::kConverterWarps > 0) {
+      cutlass::arch::warpgroup_reg_dealloc<Traits::kConverterRegisters>();
+      Converter<Traits>(smem).run();
+    }
+  } else if (warpgroup == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     if constexpr (Traits::kSkip) {
       produce_lists<Traits>(params, smem, cutlass::canonical_warp_idx_sync());

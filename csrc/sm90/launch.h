@@ -9,6 +9,9 @@ namespace lite_attention::sm90 {
 
 enum class ElementType { kBFloat16, kHalf };
 
+// How K and V are stored: in the type of the queries, or as FP8 that a warpgroup of the kernel converts to it.
+enum class KeyType { kAsQueries, kE4M3 };
+
 // Rows of one wgmma, which are the rows of a warpgroup.
 constexpr int kRowsPerWarpgroup = 64;
 
@@ -38,7 +41,11 @@ struct Kernel {
 template <ElementType kElement, int kHeadDim>
 Kernel kernel(TileKind kind, bool score_mod);
 
+// The same over keys and values in FP8 E4M3.
+template <ElementType kElement, int kHeadDim>
+Kernel fp8_kv_kernel(TileKind kind, bool score_mod);
+
 // The kernel with the smallest head dim that holds head_dim; null `launch` where there is none.
-Kernel find_kernel(ElementType element, int head_dim, TileKind kind, bool score_mod);
+Kernel find_kernel(ElementType element, KeyType keys, int head_dim, TileKind kind, bool score_mod);
 
 }  // namespace lite_attention::sm90

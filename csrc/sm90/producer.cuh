@@ -36,7 +36,7 @@ struct Box {
 template <class Traits>
 class TileLoader {
   using FullBarrier = typename Traits::FullBarrier;
-  using Element = typename Traits::Element;
+  using Loaded = typename Traits::Loaded;
 
  public:
   // `part` is which of the block's warps that share a tile this one is.
@@ -68,11 +68,11 @@ class TileLoader {
 
   // The barrier's phase completes when the bytes have landed, from all blocks of the cluster. Rows past a tensor's end
   // arrive as zeros.
-  __device__ void load(FullBarrier& full, Element* smem, int n_tile, Box box) const {
+  __device__ void load(FullBarrier& full, Loaded* smem, int n_tile, Box box) const {
     int boxes = 0;
 #pragma unroll
     for (int row : rows_of_) boxes += __popc(__ballot_sync(~0u, has_box(n_tile, row)));
-    if (threadIdx.x % 32 == 0) full.arrive_and_expect_tx(boxes * params_.box_rows * Traits::kRowBytes);
+    if (threadIdx.x % 32 == 0) full.arrive_and_expect_tx(boxes * params_.box_rows * Traits::kLoadedRowBytes);
     __syncwarp();
     if (has_box(n_tile, tile_row_)) {
       auto* to = smem + (slab_ * Traits::kBlockN + tile_row_) * Traits::kSlabColumns;
@@ -127,14 +127,13 @@ class QueryLoader {
 
 // The work of one ring, from the last tile to the first, so that masked tiles come first.
 template <class Traits>
-__device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, typename Traits::FullBarrier* full,
-                              typename Traits::EmptyBarrier* empty, typename Traits::Element* tiles,
-                              Ring<Traits::kStages>& ring) {
+__device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, const typename Traits::Loads& loads,
+                              Ring<Traits::kLoadStages>& ring) {
   Box box = loader.find(work.n_end - 1);
   for (int n = work.n_end - 1; n >= work.n_begin; --n) {
     Box next = n > work.n_begin ? loader.find(n - 1) : Box{};
-    empty[ring.stage].wait(ring.phase ^ 1);
-    loader.load(full[ring.stage], tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
+    loads.empty[ring.stage].wait(ring.phase ^ 1);
+    loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();
     box = next;
   }
@@ -149,7 +148,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   const bool scheduling = warp == 0 && Blocks::rank() == 0, loads_v = warp % 2,
              loads_q = warp == Traits::kProducerWarps - 1;
   const int part = warp / 2;
-  Ring<Traits::kStages> ring;
+  Ring<Traits::kLoadStages> ring;
   WorkRing<Traits> ring_work(smem);
   QueryLoader<Traits> queries;
   Scheduler<true> scheduler(params, Blocks::worker());
@@ -167,8 +166,8 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
     if (loads_q) queries.load(params, smem, work);
     int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
     TileLoader<Traits> loader(params, loads_v ? params.map_v : params.map_k, work, kv_head, part);
-    loads_v ? produce_tiles<Traits>(loader, work, smem.v_full, smem.v_empty, smem.v, ring)
-            : produce_tiles<Traits>(loader, work, smem.k_full, smem.k_empty, smem.k, ring);
+    loads_v ? produce_tiles<Traits>(loader, work, Traits::v_loads(smem), ring)
+            : produce_tiles<Traits>(loader, work, Traits::k_loads(smem), ring);
   }
 }
 

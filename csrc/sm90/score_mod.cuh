@@ -14,8 +14,8 @@ __device__ inline float tanh_approx(float x) {
 // Kernels without modifications: scores stay raw, and the softmax scales them.
 template <bool kUsed>
 struct ScoreModifier {
-  __device__ ScoreModifier(const FwdParams&, const Sequence&, const Rows&, int, int) {}
-  __device__ static float softmax_scale(const FwdParams& params) { return params.softmax_scale; }
+  __device__ ScoreModifier(const FwdParams&, float, const Sequence&, const Rows&, int, int) {}
+  __device__ static float softmax_scale(float scale) { return scale; }
   template <int kBlockN, class Scores>
   __device__ void apply(Scores&, int, int) const {}
 };
@@ -28,9 +28,10 @@ struct ScoreModifier<true> {
   float slope[2] = {0.f, 0.f};  // of this thread's two rows
   int position[2];              // the key on whose diagonal each row is
 
-  __device__ ScoreModifier(const FwdParams& params, const Sequence& seq, const Rows& rows, int batch, int first_head)
+  __device__ ScoreModifier(const FwdParams& params, float softmax_scale, const Sequence& seq, const Rows& rows,
+                           int batch, int first_head)
       : softcap(params.score_mod.softcap) {
-    scale = softcap > 0.f ? params.softmax_scale / softcap : params.softmax_scale;
+    scale = softcap > 0.f ? softmax_scale / softcap : softmax_scale;
     for (int i = 0; i < 2; ++i) {
       position[i] = seq.position(rows.token(i));
       if (params.score_mod.slopes) {
@@ -39,7 +40,7 @@ struct ScoreModifier<true> {
     }
   }
 
-  __device__ static float softmax_scale(const FwdParams&) { return 1.f; }
+  __device__ static float softmax_scale(float) { return 1.f; }
 
   template <int kBlockN, class Scores>
   __device__ void apply(Scores& scores, int n_tile, int lane) const {

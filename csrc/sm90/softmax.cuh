@@ -27,18 +27,21 @@ __device__ inline float quad_sum(float x) {
 //
 // kExactMax keeps the largest score of each row to the last bit, which skip lists are measured against. Otherwise it
 // may lag by the slack, which saves its exchange between threads at most tiles.
-template <bool kExactMax>
+// Probabilities come multiplied by 2^kShift.
+template <bool kExactMax, int kShift>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
-  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^8, far from
-  // overflow in fp16 and bf16.
+  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^(8 + kShift),
+  // which is no overflow in fp16 and bf16.
   static constexpr float kSlack = 8.f;
+  static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
+  static_assert(!kExactMax || kShift == 0, "not built");
   static constexpr float kLn2 = 0.6931471805599453f;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  // What a row's probabilities are relative to: its max in log2, to within the slack. Zero for rows that have seen no
-  // key, so that exp2 gets -inf and not NaN
+  // What a row's probabilities are relative to: its max in log2, to within the slack, less kShift. Zero for rows that
+  // have seen no key, so that exp2 gets -inf and not NaN
   float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
 
@@ -97,7 +100,7 @@ struct OnlineSoftmax {
       float sum = quad_sum(row_sum[i]);
       normalise[i] = sum == 0.f ? 1.f : 1.f / sum;
       const float base = kExactMax ? offset[i] * kLn2 : row_max[i] * softmax_scale;
-      lse[i] = sum == 0.f ? -INFINITY : base + logf(sum);
+      lse[i] = sum == 0.f ? -INFINITY : base + (logf(sum) - kShift * kLn2);
     }
   }
 
@@ -128,8 +131,9 @@ struct OnlineSoftmax {
       if (before != -INFINITY) before = offset[i];
       if (m * scale_log2 - before <= kSlack) return 1.f;
     }
-    offset[i] = m * scale_log2;
-    return exp2_approx(before - offset[i]);
+    const float after = m * scale_log2;
+    offset[i] = after - kShift;
+    return exp2_approx(before - after);
   }
 };
 

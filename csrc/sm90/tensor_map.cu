@@ -8,10 +8,10 @@
 namespace lite_attention::sm90 {
 namespace {
 
-constexpr int64_t kElementBytes = 2, kGrainBytes = 16;
+constexpr int64_t kGrainBytes = 16;
 
 struct Dimension {
-  int64_t size, stride_bytes, box;
+  int64_t size, stride, box;
 };
 
 // libcuda is not linked: the library also loads where there is no driver.
@@ -28,20 +28,28 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 
 CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, const Dimension (&outer)[3]) {
   if (!encoder()) return CUDA_ERROR_NOT_FOUND;
+  const bool fp8 = source.keys == KeyType::kE4M3;
+  const int64_t element_bytes = fp8 ? 1 : 2;
   cuuint64_t sizes[4] = {cuuint64_t(source.head_dim)}, strides[3];
   cuuint32_t box[4] = {cuuint32_t(box_columns)}, steps[4] = {1, 1, 1, 1};
   for (int i = 0; i < 3; ++i) {
     sizes[i + 1] = std::max<int64_t>(outer[i].size, 1);
-    strides[i] = outer[i].size <= 1 ? kGrainBytes : outer[i].stride_bytes;  // of one element only the base matters
+    // Of one element only the base matters.
+    strides[i] = outer[i].size <= 1 ? kGrainBytes : outer[i].stride * element_bytes;
     box[i + 1] = outer[i].box;
   }
-  auto type =
-      source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  auto type = fp8                                        ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+              : source.element == ElementType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   // A fetch into L2 should stay with its head: where the next 128 bytes are another head's, a decode step reads them at
   // another time or not at all. K and V of a head side by side, as in vLLM's cache, are both wanted.
-  const int64_t apart = (source.heads > 1 ? source.strides.head : source.strides.token) * kElementBytes;
-  auto promotion = apart % 256 == 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
-  auto swizzle = box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const int64_t apart = (source.heads > 1 ? source.strides.head : source.strides.token) * element_bytes;
+  auto promotion = apart % 256 == 0          ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+                   : fp8 && apart % 128 != 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_64B
+                                             : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+  auto swizzle = fp8                 ? CU_TENSOR_MAP_SWIZZLE_NONE
+                 : box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : CU_TENSOR_MAP_SWIZZLE_64B;
   return encoder()(&map, type, 4, const_cast<void*>(source.data), sizes, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
@@ -49,17 +57,15 @@ CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, cons
 }  // namespace
 
 CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_columns, int box_heads, int box_tokens) {
-  return encode(map, q, box_columns,
-                {{q.heads, q.strides.head * kElementBytes, box_heads},
-                 {q.tokens, q.strides.token * kElementBytes, box_tokens},
-                 {q.outer, q.strides.batch * kElementBytes, 1}});
+  return encode(
+      map, q, box_columns,
+      {{q.heads, q.strides.head, box_heads}, {q.tokens, q.strides.token, box_tokens}, {q.outer, q.strides.batch, 1}});
 }
 
 CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_columns, int box_tokens) {
-  return encode(map, kv, box_columns,
-                {{kv.tokens, kv.strides.token * kElementBytes, box_tokens},
-                 {kv.heads, kv.strides.head * kElementBytes, 1},
-                 {kv.outer, kv.strides.batch * kElementBytes, 1}});
+  return encode(
+      map, kv, box_columns,
+      {{kv.tokens, kv.strides.token, box_tokens}, {kv.heads, kv.strides.head, 1}, {kv.outer, kv.strides.batch, 1}});
 }
 
 }  // namespace lite_attention::sm90

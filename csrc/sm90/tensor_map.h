@@ -14,10 +14,12 @@ namespace lite_attention::sm90 {
 struct MapSource {
   const void* data;
   ElementType element;
+  KeyType keys;
   int64_t tokens, heads, head_dim, outer;
   Strides strides;  // batch is the stride of `outer`
 };
 
+// Boxes of FP8 land as they are, row by row: the converter gives them their swizzle.
 CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_columns, int box_heads, int box_tokens);
 CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_columns, int box_tokens);
 

@@ -9,6 +9,7 @@
 
 #include "sm90/cluster.cuh"
 #include "sm90/launch.h"
+#include "sm90/list_storage.cuh"
 #include "sm90/scheduler.cuh"
 
 namespace lite_attention::sm90 {
@@ -53,28 +54,13 @@ struct TileShape<256, TileKind::kPrefill> : Shape<128, 80, 2> {};
 template <>
 struct TileShape<256, TileKind::kDecode> : Shape<64, 80, 2> {};
 
-// What a block keeps in shared memory of the skip lists that it works on (skip_list.cuh). One buffer is read by the
-// consumers while the next is filled.
-template <bool kUsed, int kBlockN>
-struct ListStorage {
-  static constexpr int kBuffers = 2;
-  static constexpr int kMaxWords = (kMaxSkipTokens / kBlockN + 31) / 32 + 1;
-
-  struct Item {
-    uint32_t* row;  // where the list lies in device memory
-    int word_begin, word_end;
-    int first;  // the tile visited first
-    float threshold;
-  };
-
-  cutlass::arch::ClusterBarrier work_wanted;     // the block will soon need another item
-  cutlass::arch::ClusterBarrier left[kBuffers];  // all warps are done with the buffer's item
-  Item items[kBuffers];
-  uint32_t visits[kBuffers][kMaxWords];  // only the words of the item's range are written
-  uint32_t votes[kBuffers][kMaxWords];   // the tiles that any warp found worth staying
+// A ring of tiles in shared memory.
+template <class Element, class FullBarrier, class EmptyBarrier>
+struct TileRing {
+  FullBarrier* full;
+  EmptyBarrier* empty;
+  Element* tiles;
 };
-template <int kBlockN>
-struct ListStorage<false, kBlockN> {};
 
 template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_, bool kSkip_ = false>
 struct Traits {
@@ -94,9 +80,19 @@ struct Traits {
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
 
+  // Of V in the stages, and of the probabilities, which are stored under a factor of 2^kProbabilityShift.
+  using Value = Element;
+  static constexpr int kProbabilityShift = 0;
+
   // Producer warps for each of K and V.
   static constexpr int kLoadWarps = kSkip ? 1 : 2;
   static constexpr int kProducerWarps = 4;
+
+  // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
+  // (fp8_kv.cuh).
+  static constexpr int kConverterWarps = 0;
+  // Those that announce a stage of K or V as full.
+  static constexpr int kFillingWarps = kLoadWarps;
 
   // Items that the scheduling warp may be ahead of the others.
   static constexpr int kWorkStages = 2;
@@ -165,6 +161,14 @@ struct Traits {
   // Dynamic shared memory is only 16-byte aligned by contract; the swizzle wants 1024.
   static constexpr int kSmemBytes = sizeof(SharedStorage) + 1024;
   static_assert(kSmemBytes <= 227 * 1024, "a block has 227 KB on sm_90");
+
+  // What TMA fills: here the stages themselves.
+  using Loaded = Element;
+  static constexpr int kLoadStages = kStages;
+  static constexpr int kLoadedRowBytes = kRowBytes;
+  using Loads = TileRing<Loaded, FullBarrier, EmptyBarrier>;
+  __device__ static Loads k_loads(SharedStorage& smem) { return {smem.k_full, smem.k_empty, smem.k}; }
+  __device__ static Loads v_loads(SharedStorage& smem) { return {smem.v_full, smem.v_empty, smem.v}; }
 };
 
 // Named barriers of the consumers. Zero is __syncthreads; cutlass keeps 1 to 7 for itself and adds that offset.

@@ -10,6 +10,7 @@ from lite_attention import flash_attn_func, flash_attn_varlen_func, flash_attn_w
 
 DEVICE = "cuda"
 HUGE_PAGE = 2**31 - 1
+FP8 = torch.float8_e4m3fn
 
 
 @dataclass
@@ -19,10 +20,17 @@ class Case:
     call: object
     args: tuple
     kwargs: dict
-    sequences: list = field(default_factory=list)  # (q (sq, h, d), k (sk, h_k, d), v) each, clean
+    sequences: list = field(default_factory=list)  # (q (sq, h, d), k (sk, h_k, d), v) each, clean, as they are stored
 
     def run(self, backend=None, **extra):
         return self.call(*self.args, **self.kwargs, return_softmax_lse=True, backend=backend, **extra)
+
+    def value(self, name, x, b):
+        """What the stored k or v of sequence b stands for, in float32."""
+        descale = self.kwargs.get(f"{name}_descale")
+        if descale is None:
+            return x.float()
+        return x.float() * descale.expand(len(self.sequences), x.shape[1])[b][:, None]
 
 
 def visible(sq, sk, causal, window):
@@ -80,8 +88,9 @@ def check(case: Case, out, lse):
         scale = kwargs.get("softmax_scale") or q.shape[-1] ** -0.5
         mods = {"softcap": softcap, "slopes": slopes[b] if slopes is not None and slopes.dim() == 2 else slopes}
         mods["sinks"] = sinks
-        ref, ref_lse = plain_attention(q.float(), k.float(), v.float(), scale, causal, window, **mods)
-        plain, _ = plain_attention(q, k, v, scale, causal, window, **mods)
+        k, v = case.value("k", k, b), case.value("v", v, b)
+        ref, ref_lse = plain_attention(q.float(), k, v, scale, causal, window, **mods)
+        plain, _ = plain_attention(q, k.to(q.dtype), v.to(q.dtype), scale, causal, window, **mods)
         error = (got.float() - ref).abs().max().item()
         rounding = (ref + 0.3 - 0.3 - ref).abs().max().item()
         allowed = (3 if softcap else 2) * (plain.float() - ref).abs().max().item() + 2 * rounding + 1e-5
@@ -110,14 +119,25 @@ def starts(lengths):
     return torch.cat([ints([0]), ints(lengths).cumsum(0).int()]) if lengths else ints([0])
 
 
-def make_sequences(lens_q, lens_k, heads, heads_k, d, dtype, seed):
+def make_sequences(lens_q, lens_k, heads, heads_k, d, dtype, seed, kv_dtype=None):
     generator = torch.Generator(DEVICE).manual_seed(seed)
-    new = lambda n, h: random(n, h, d, dtype=dtype, generator=generator)  # noqa: E731
-    return [(new(sq, heads), new(sk, heads_k), new(sk, heads_k)) for sq, sk in zip(lens_q, lens_k, strict=True)]
+    new = lambda n, h, dtype: random(n, h, d, dtype=dtype, generator=generator)  # noqa: E731
+    kv_dtype = kv_dtype or dtype
+    return [
+        (new(sq, heads, dtype), new(sk, heads_k, kv_dtype), new(sk, heads_k, kv_dtype))
+        for sq, sk in zip(lens_q, lens_k, strict=True)
+    ]
+
+
+def joined(join, tensors):
+    """torch.cat or torch.stack, of FP8 too."""
+    if tensors[0].dtype != FP8:
+        return join(tensors)
+    return join([x.view(torch.uint8) for x in tensors]).view(FP8)
 
 
 def fixed(sequences, **kwargs):
-    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    q, k, v = (joined(torch.stack, x) for x in zip(*sequences, strict=True))
     return Case(flash_attn_func, (q, k, v), kwargs, sequences)
 
 
@@ -125,15 +145,15 @@ def packed(sequences, slack=3, **kwargs):
     """Variable lengths; seqused_k leaves `slack` poisoned keys after each sequence unused."""
     lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
     q = torch.cat([s[0] for s in sequences])
-    padded = [[torch.cat([x, poisoned(slack, *x.shape[1:], dtype=x.dtype)]) for x in s[1:]] for s in sequences]
-    k, v = (torch.cat(x) for x in zip(*padded, strict=True))
+    padded = [[joined(torch.cat, [x, poisoned(slack, *x.shape[1:], dtype=x.dtype)]) for x in s[1:]] for s in sequences]
+    k, v = (joined(torch.cat, x) for x in zip(*padded, strict=True))
     args = (q, k, v, starts(lens_q), starts([n + slack for n in lens_k]), max(lens_q), max(lens_k) + slack)
     if slack:
         kwargs["seqused_k"] = ints(lens_k)
     return Case(flash_attn_varlen_func, args, kwargs, sequences)
 
 
-def pages(sequences, page_size, *, generator_seed=0, by_head=False, joined=True, spare=3):
+def pages(sequences, page_size, *, generator_seed=0, by_head=False, one_memory=True, spare=3):
     """Caches of scattered pages, NaN wherever no key was written, and a table that is huge past each sequence's end."""
     _, k0, _ = sequences[0]
     heads_k, d, dtype = k0.shape[1], k0.shape[2], k0.dtype
@@ -144,7 +164,7 @@ def pages(sequences, page_size, *, generator_seed=0, by_head=False, joined=True,
     cache = poisoned(*memory, dtype=dtype)
     cache = cache.transpose(1, 2) if by_head else cache
     k_cache, v_cache = cache[..., :d], cache[..., d:]
-    if not joined:
+    if not one_memory:
         k_cache, v_cache = k_cache.contiguous(), v_cache.contiguous()
     table = torch.full((len(sequences), max(counts) + 2), HUGE_PAGE, device=DEVICE, dtype=torch.int32)
     for b, (_, k, v) in enumerate(sequences):
@@ -158,7 +178,7 @@ def pages(sequences, page_size, *, generator_seed=0, by_head=False, joined=True,
 
 
 def paged(sequences, page_size, **kwargs):
-    layout = {name: kwargs.pop(name) for name in ("by_head", "joined") if name in kwargs}
+    layout = {name: kwargs.pop(name) for name in ("by_head", "one_memory") if name in kwargs}
     lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
     k_cache, v_cache, table = pages(sequences, page_size, **layout)
     q = torch.cat([s[0] for s in sequences])
@@ -170,7 +190,7 @@ def kvcache(sequences, capacity, **kwargs):
     """A dense cache (batch, capacity, heads_k, head_dim), NaN past each sequence's end."""
     q = torch.stack([s[0] for s in sequences])
     heads_k, d = sequences[0][1].shape[1:]
-    k_cache, v_cache = (poisoned(len(sequences), capacity, heads_k, d, dtype=q.dtype) for _ in range(2))
+    k_cache, v_cache = (poisoned(len(sequences), capacity, heads_k, d, dtype=sequences[0][1].dtype) for _ in range(2))
     for b, (_, k, v) in enumerate(sequences):
         k_cache[b, : k.shape[0]], v_cache[b, : v.shape[0]] = k, v
     kwargs["cache_seqlens"] = ints([s[1].shape[0] for s in sequences])

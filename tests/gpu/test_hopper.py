@@ -70,7 +70,7 @@ def test_random_shapes(layout, head_dim, dtype, seed):
         case = accuracy.packed(sequences, slack=rng.choice([0, 3, 130]), **kwargs)
     elif layout == "paged":
         page_size = rng.choice([16, 32, 48, 64, 80, 128, 256, 1024])
-        case = accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, joined=rng.random() < 0.7, **kwargs)
+        case = accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, one_memory=rng.random() < 0.7, **kwargs)
     else:
         case = accuracy.kvcache(sequences, max(lens_k) + rng.randint(1, 200), **kwargs)
     accuracy.check(case, *case.run())

@@ -23,6 +23,7 @@ from lite_attention import __version__
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
 
+import random_model  # noqa: E402
 from processes import run  # noqa: E402
 from texts import PROMPTS  # noqa: E402
 
@@ -123,6 +124,49 @@ def test_smollm2_generates_what_flash_attn_generates(engines, runner, cudagraph_
             print(f"prompt {i}: {pair} at {same}: FLASH_ATTN {expected_best[same]}, {LITE} {best[same]}, tied: {tied}")
             assert tied, f"{prompt!r}: tokens differ at {same} where they are not tied: {expected_best[same]}"
     assert agreed >= 64 * len(PROMPTS) // 4
+
+
+def random_llama(model: str, backend: str, kv_cache_dtype: str):
+    """The first round of a model of random weights: prefill in chunks, decode by full CUDA graphs."""
+    engine = {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "attention_backend": backend,
+        "kv_cache_dtype": kv_cache_dtype,
+        "dtype": "bfloat16",
+        "max_model_len": 1024,
+        "seed": 0,
+        "kv_cache_memory_bytes": 1 << 28,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 256,
+        "logprobs_mode": "raw_logits",
+        "compilation_config": {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": [1, 2, 4],
+        },
+    }
+    sampling = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "detokenize": False, "logprobs": 20}
+    prompts = random_model.prompts(700, 33, 300, 5)
+    rounds = [{"prompts": prompts, "sampling": sampling}]
+    # In one process, which starts in half the time.
+    reported = run("probe_engine.py", {"engine": engine, "rounds": rounds}, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert backend != LITE or COMPUTES in reported.log
+    return reported["rounds"][0]
+
+
+def test_fp8_kv_cache(tmp_path):
+    """As close to a cache of bfloat16 as FLASH_ATTN's FP8, which rounds queries and probabilities to FP8 too."""
+    model = random_model.write(tmp_path)
+    plain = random_llama(model, LITE, "auto")
+    fp8 = random_llama(model, LITE, "fp8")
+    theirs = random_llama(model, "FLASH_ATTN", "fp8")
+    ours_apart, theirs_apart = (random_model.logits_apart(plain, other) for other in (fp8, theirs))
+    print(f"logits apart from those of a bfloat16 cache: {LITE} {ours_apart:.3f}, FLASH_ATTN {theirs_apart:.3f}")
+    assert all(len(tokens) == 8 for (tokens,) in fp8["tokens"])
+    assert 0.03 < ours_apart < 0.2
+    assert ours_apart <= 1.2 * theirs_apart
+    assert sum(a[0][:4] == b[0][:4] for a, b in zip(plain["tokens"], fp8["tokens"], strict=True)) >= 2
 
 
 LLAMA_8B = {

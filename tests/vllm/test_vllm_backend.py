@@ -124,6 +124,8 @@ def configuration(**changes):
         {"head_size": 256},
         {"dtype": torch.float16},
         {"kv_cache_dtype": "bfloat16"},
+        {"kv_cache_dtype": "fp8"},
+        {"kv_cache_dtype": "fp8_e4m3", "dtype": torch.float16, "head_size": 80},
         {"block_size": 16},
         {"block_size": 48},
         {"has_sliding_window": True},
@@ -144,10 +146,14 @@ def test_supported_on_hopper(backend, hopper, changes):
         ({"head_size": 20}, "head_size not supported"),
         ({"head_size": 264}, "head_size not supported"),
         ({"dtype": torch.float32}, "dtype not supported"),
-        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype not supported"),
         (
             {"kv_cache_dtype": "float16"},
             "kv_cache_dtype float16 not supported with torch.bfloat16: both must be the same",
+        ),
+        (
+            {"kv_cache_dtype": "fp8", "head_size": 72},
+            "kv_cache_dtype fp8 not supported with head_size 72: needs a multiple of 16",
         ),
         ({"block_size": 8}, "block_size not supported"),
         ({"block_size": 24}, "block_size not supported"),
@@ -191,7 +197,10 @@ def select(**changes):
     return current_platform.get_attn_backend_cls(member, AttentionSelectorConfig(**configuration(**changes)))
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": torch.float32}, {"head_size": 80}, {"has_sink": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dtype": torch.float32}, {"head_size": 80}, {"has_sink": True}, {"kv_cache_dtype": "fp8", "head_size": 72}],
+)
 def test_the_cpu_platform_serves_with_it_where_chosen(changes):
     assert select(**changes) == "vllm_plugin.backend.LiteAttentionBackend"
 
@@ -204,7 +213,7 @@ def test_the_cpu_platform_serves_as_before_where_not(chosen):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype not supported"),
         ({"use_mla": True}, "MLA not supported"),
         ({"attn_type": "encoder_only"}, "attention type encoder_only not supported"),
         ({"use_batch_invariant": True}, "batch invariance not supported"),
@@ -353,7 +362,10 @@ def step_builder(hopper, monkeypatch):
     return make
 
 
-def test_a_step_is_planned_as_layers_call(splits, step_builder):
+@pytest.mark.parametrize(("kv_cache_dtype", "kv_dtype"), [("auto", None), ("fp8", torch.float8_e4m3fn)])
+def test_a_step_is_planned_as_layers_call(splits, step_builder, kv_cache_dtype, kv_dtype):
+    impl = layer_impl(sliding_window=7, kv_cache_dtype=kv_cache_dtype)
+    step_builder.layers.update({name: SimpleNamespace(impl=impl) for name in step_builder.layers})
     common = batch()
     for room in ({1: 30, 64: 20}, {1: 20, 64: 30}):
         step_builder.room = room
@@ -363,7 +375,7 @@ def test_a_step_is_planned_as_layers_call(splits, step_builder):
         assert metadata.scheduler_metadata.numel() == 30  # room for either plan
         args, kwargs = step_builder.plans.pop()
         assert args == (3, 20, 33, HEADS, KV_HEADS, HEAD_SIZE)
-        assert (kwargs["num_splits"], kwargs["page_size"]) == (splits, 48)
+        assert (kwargs["num_splits"], kwargs["page_size"], kwargs["kv_dtype"]) == (splits, 48, kv_dtype)
         assert (kwargs["causal"], kwargs["window_size"], kwargs["total_q"]) == (True, (6, 0), 26)
         assert kwargs["cu_seqlens_q"] is common.query_start_loc
         assert kwargs["seqused_k"] is common.seq_lens
@@ -455,6 +467,14 @@ def test_graphs_of_mixed_batches_have_the_tile_for_most_of_their_steps(step_buil
         for query_lens, tokens in (([1, 1, 1], 4), ([4], 4), ([2, 1, 1, 1], 8), ([29, 1], 32), ([30, 1, 1, 1], 33))
     ]
     assert found == [1, 1, 8, 32, 30]
+
+
+def test_layers_with_caches_of_different_types_plan_for_themselves(monkeypatch):
+    from vllm_plugin import schedule
+
+    layers = {x: SimpleNamespace(impl=layer_impl(kv_cache_dtype=x)) for x in ("fp8", "auto")}
+    monkeypatch.setattr(schedule, "get_layers_from_vllm_config", lambda *args: layers)
+    assert schedule.StepSchedule.for_layers(list(layers), 16, None, torch.device("cpu")) is None
 
 
 # What a layer writes and computes, on the CPU
@@ -579,6 +599,34 @@ def test_a_step_is_computed(builder, layer, causal, by_token):
     impl.forward(None, query, new_keys, new_values, cache, metadata, output)
 
     torch.testing.assert_close(output[:26], expected_output(query, keys, values, common, **layer))
+    assert (output[26:] == 7.0).all()
+
+
+@pytest.mark.parametrize("by_token", [True, False])
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3"])
+def test_a_step_over_an_fp8_cache(builder, kv_cache_dtype, by_token):
+    """Bytes are written under the layer's scales and read with them; what is out of range becomes the largest."""
+    torch.manual_seed(0)
+    common, impl = batch(), layer_impl(kv_cache_dtype=kv_cache_dtype)
+    layer = SimpleNamespace(_k_scale=torch.tensor(0.25), _v_scale=torch.tensor([0.01]))
+    keys, values = torch.randn(2, 3, 33, KV_HEADS, HEAD_SIZE).unbind()
+    values[0, 3] = torch.linspace(-9.0, 9.0, HEAD_SIZE)  # 448 * 0.01 at most
+    cache = torch.full((9, PAGE, KV_HEADS, 2 * HEAD_SIZE), 0x7F, dtype=torch.uint8).transpose(1, 2)  # NaN
+    cache = cache if by_token else cache.contiguous()
+    lengths = common.seq_lens.tolist()
+    slots = [common.block_table_tensor[i, p // PAGE] * PAGE + p % PAGE for i, n in enumerate(lengths) for p in range(n)]
+    written = [torch.cat([x[i, :n] for i, n in enumerate(lengths)]) for x in (keys, values)]
+    impl.do_kv_cache_update(layer, *written, cache, torch.tensor(slots))
+    assert int((cache == 0x7F).sum()) == cache.numel() - 2 * sum(lengths) * KV_HEADS * HEAD_SIZE
+    query = torch.randn(30, HEADS, HEAD_SIZE)
+    output = torch.full_like(query, 7.0)
+    impl.forward(layer, query, query, query, cache, builder.build(0, common), output)
+    stored = [
+        (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+        for x, scale in ((keys, 0.25), (values, 0.01))
+    ]
+    assert stored[1].max() == pytest.approx(4.48)
+    torch.testing.assert_close(output[:26], expected_output(query, *stored, common), rtol=1e-5, atol=1e-5)
     assert (output[26:] == 7.0).all()
 
 

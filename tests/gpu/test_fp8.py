@@ -1,0 +1,208 @@
+"""The Hopper kernels over FP8 keys and values, under the rule of `accuracy.py` on the values that these stand for."""
+
+from __future__ import annotations
+
+import math
+import random as py_random
+
+import accuracy
+import pytest
+import torch
+from test_hopper import HEADS, MASKS, every_head_dim, every_kernel, lengths, modifications
+
+from lite_attention import flash_attn_func, get_scheduler_metadata
+
+FP8 = accuracy.FP8
+
+
+def scales(rng, batch, heads_k):
+    """Of one of the shapes that a call takes, or none."""
+    shape = rng.choice([None, (), (1,), (heads_k,), (batch, 1), (batch, heads_k)])
+    if shape is None:
+        return {}
+    generator = torch.Generator("cuda").manual_seed(rng.randrange(1000))
+    return {name: torch.rand(shape, device="cuda", generator=generator) + 0.5 for name in ("k_descale", "v_descale")}
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("layout", ["fixed", "packed", "paged", "kvcache"])
+@pytest.mark.parametrize("seed", range(10))
+def test_random_shapes(layout, head_dim, dtype, seed):
+    rng = py_random.Random(f"fp8 {layout} {head_dim} {dtype} {seed}")
+    heads, heads_k = rng.choice(HEADS)
+    batch = rng.randint(1, 5)
+    decode = rng.random() < 0.5
+    lens_q = [rng.randint(1, 8) for _ in range(batch)] if decode else lengths(rng, batch, 700)
+    lens_k = lengths(rng, batch, 4000 if decode else 900)
+    if layout in ("fixed", "kvcache"):
+        lens_q = [max(lens_q[0], 1)] * batch
+    if layout == "fixed":
+        lens_k = [max(lens_k[0], 1)] * batch
+    sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed, FP8)
+    kwargs = rng.choice(MASKS) | modifications(rng, heads, batch) | scales(rng, batch, heads_k)
+    if rng.random() < 0.3:
+        kwargs["softmax_scale"] = rng.choice([0.05, 0.3])
+    if rng.random() < 0.2:
+        kwargs["num_splits"] = 1
+    if layout == "fixed":
+        case = accuracy.fixed(sequences, **kwargs)
+    elif layout == "packed":
+        case = accuracy.packed(sequences, slack=rng.choice([0, 3, 130]), **kwargs)
+    elif layout == "paged":
+        page_size = rng.choice([16, 32, 48, 64, 80, 128, 256, 1024])
+        case = accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, one_memory=rng.random() < 0.7, **kwargs)
+    else:
+        case = accuracy.kvcache(sequences, max(lens_k) + rng.randint(1, 200), **kwargs)
+    accuracy.check(case, *case.run())
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("seqlen_q", [1, 100], ids=["decode", "prefill"])
+def test_every_byte_is_converted_exactly(head_dim, dtype, seqlen_q):
+    """One key a sequence, whose value is then the result: subnormals, both zeros, NaN, at every place of a row."""
+    v = torch.arange(256, device="cuda")[:, None] + torch.arange(head_dim, device="cuda")
+    v = (v % 256).to(torch.uint8).view(256, 1, 1, head_dim).view(FP8)
+    q = torch.ones(256, seqlen_q, 1, head_dim, device="cuda", dtype=dtype)
+    out = flash_attn_func(q, torch.ones_like(q[:, :1]).to(FP8), v)
+    torch.testing.assert_close(out, v.to(dtype).expand_as(out), rtol=0, atol=0, equal_nan=True)
+    lse = flash_attn_func(q[:, :1], v, v, softmax_scale=1 / head_dim, return_softmax_lse=True)[1]
+    torch.testing.assert_close(lse[:, 0, 0], v.float().mean((1, 2, 3)), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("seqlen_q", [1, 300], ids=["decode", "prefill"])
+def test_a_nan_that_is_seen_is_not_lost(head_dim, dtype, name, seqlen_q):
+    sequences = accuracy.make_sequences([seqlen_q] * 2, [700, 700], 4, 2, head_dim, dtype, 3, FP8)
+    q, k, v = sequences[1]
+    (k if name == "k" else v)[600, 1, head_dim - 3] = torch.nan
+    out, lse = accuracy.packed([sequences[0], (q, k, v)], causal=True).run()
+    case = accuracy.packed(sequences[:1], causal=True)
+    accuracy.check(case, out[:seqlen_q], lse[:, :seqlen_q])
+    second = out[seqlen_q:]
+    sees = torch.arange(seqlen_q, device="cuda") + 700 - seqlen_q >= 600
+    assert not second[:, :2].isnan().any()
+    if name == "k":  # a value reaches all rows of a tile of which one sees it
+        assert not second[~sees].isnan().any()
+    hit = second[sees][:, 2:] if name == "k" else second[sees][:, 2:, head_dim - 3]
+    assert hit.isnan().all()
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_long_decode_is_split_and_summed(head_dim, dtype, page_size):
+    sequences = accuracy.make_sequences([1, 1, 1], [20001, 5, 7777], 8, 2, head_dim, dtype, 1, FP8)
+    scale = torch.tensor([[0.5, 2.0], [1.0, 3.0], [1.5, 0.25]], device="cuda")
+    case = accuracy.paged(sequences, page_size, causal=True, k_descale=scale, v_descale=scale.flip(0))
+    first = case.run()
+    accuracy.check(case, *first)
+    for _ in range(5):
+        again = case.run()
+        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("causal", [False, True])
+def test_many_items_are_dealt_whole(head_dim, dtype, causal):
+    lens = [300, 1, 0, 900, 128, 511] * 4
+    sequences = accuracy.make_sequences(lens, lens, 32, 8, head_dim, dtype, 2, FP8)
+    case = accuracy.packed(sequences, slack=0, causal=causal, v_descale=torch.rand(24, 8, device="cuda") + 0.5)
+    accuracy.check(case, *case.run())
+
+
+@every_kernel
+@pytest.mark.parametrize("head_dim", [16, 48, 80, 112, 144, 208, 240])
+@pytest.mark.parametrize("lens_q", [[2, 1], [77, 200]], ids=["decode", "prefill"])
+def test_head_dims_between_those_of_the_kernels(head_dim, lens_q, dtype):
+    sequences = accuracy.make_sequences(lens_q, [5000, 333], 8, 2, head_dim, dtype, 13, FP8)
+    for case in (accuracy.paged(sequences, 48, causal=True), accuracy.packed(sequences)):
+        accuracy.check(case, *case.run())
+
+
+@every_head_dim
+@pytest.mark.parametrize("layout", ["packed", "paged"])
+def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
+    """With num_splits=1, and metadata where there are pages: alone, among strangers, and as the end of a chunk."""
+    heads, heads_k = 8, 2
+    decodes = accuracy.make_sequences([1] * 3, [4001, 17, 640], heads, heads_k, head_dim, torch.bfloat16, 14, FP8)
+    chunk = accuracy.make_sequences([700], [700], heads, heads_k, head_dim, torch.bfloat16, 15, FP8)
+
+    def last_rows(sequences):
+        lens_q = [s[0].shape[0] for s in sequences]
+        if layout == "packed":
+            case = accuracy.packed(sequences, causal=True, num_splits=1)
+        else:
+            case = accuracy.paged(sequences, 16, causal=True, num_splits=1)
+            case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
+                len(sequences), max(lens_q), max(s[1].shape[0] for s in sequences), heads, heads_k, head_dim,
+                cu_seqlens_q=accuracy.starts(lens_q), total_q=sum(lens_q), seqused_k=case.kwargs["seqused_k"],
+                causal=True, num_splits=1, page_size=16, kv_dtype=FP8,
+            )  # fmt: skip
+        out, lse = case.run()
+        accuracy.check(case, out, lse)
+        ends = torch.tensor(lens_q).cumsum(0) - 1
+        return out[ends], lse[:, ends]
+
+    together, lse = last_rows(decodes)
+    mixed, mixed_lse = last_rows(decodes + chunk)
+    assert torch.equal(mixed[:3], together) and torch.equal(mixed_lse[:, :3], lse)
+    alone, _ = last_rows(decodes[:1])
+    assert torch.equal(alone[0], together[0])
+    q, k, v = chunk[0]
+    token, _ = last_rows([(q[-1:], k, v)])
+    assert torch.equal(token[0], mixed[3])
+
+
+@every_kernel
+@pytest.mark.parametrize("seqlen_q", [1, 70], ids=["decode", "prefill"])
+def test_many_small_probabilities_add_up(dtype, seqlen_q):
+    """One key far above 200,000 others, each of which has a 2^-25th of its weight: below what float16 has."""
+    keys, d = 200_000, 128
+    q = torch.zeros(1, seqlen_q, 2, d, device="cuda", dtype=dtype)
+    k, v = torch.zeros(1, keys, 1, d, device="cuda"), torch.ones(1, keys, 1, d, device="cuda")
+    q[..., 0], k[:, -1, :, 0], v[:, -1] = 17.5, 1.0, 0.0
+    out, lse = flash_attn_func(q, k.to(FP8), v.to(FP8), softmax_scale=1.0, return_softmax_lse=True)
+    others = (keys - 1) * math.exp(-17.5)
+    torch.testing.assert_close(out.float(), torch.full_like(out.float(), others / (1 + others)), rtol=0.02, atol=0)
+    torch.testing.assert_close(lse, torch.full_like(lse, 17.5 + math.log1p(others)), rtol=1e-5, atol=1e-4)
+
+
+def test_cache_append():
+    sequences = accuracy.make_sequences([2] * 3, [502, 3, 66], 8, 2, 128, torch.bfloat16, 6, FP8)
+    case = accuracy.kvcache([(q, k[:-2], v[:-2]) for q, k, v in sequences], 600, causal=True)
+    case.kwargs |= {
+        "k": accuracy.joined(torch.stack, [k[-2:] for _, k, _ in sequences]),
+        "v": accuracy.joined(torch.stack, [v[-2:] for _, _, v in sequences]),
+    }
+    case.sequences = sequences
+    accuracy.check(case, *case.run())
+
+
+def test_the_reference_backend_on_the_gpu():
+    sequences = accuracy.make_sequences([5, 1], [300, 77], 8, 2, 64, torch.bfloat16, 7, FP8)
+    case = accuracy.paged(sequences, 16, causal=True, k_descale=torch.tensor([0.5, 2.0], device="cuda"))
+    accuracy.check(case, *case.run(backend="reference"))
+
+
+def test_compiles_without_a_graph_break():
+    sequences = accuracy.make_sequences([200, 77], [250, 77], 8, 2, 64, torch.bfloat16, 8, FP8)
+    scale = torch.tensor(0.7, device="cuda")
+    case = accuracy.packed(sequences, causal=True, k_descale=scale, v_descale=scale)
+    expected, _ = case.run()
+    torch._dynamo.reset()
+    out = torch.compile(lambda *args: case.call(*args, **case.kwargs), fullgraph=True)(*case.args)
+    assert torch.equal(out, expected)
+
+
+def test_what_tma_cannot_walk_is_refused():
+    q = torch.randn(1, 40, 4, 72, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="multiples of 16 up to 256"):
+        flash_attn_func(q, q.to(FP8), q.to(FP8))
+    k = torch.zeros(1, 40, 4, 72, device="cuda").to(FP8)[..., :64]
+    with pytest.raises(ValueError, match="strides"):
+        flash_attn_func(q[..., :64], k, k)
