@@ -2,14 +2,20 @@
 
 from lite_attention.interface import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from lite_attention.scheduler import get_scheduler_metadata, scheduler_metadata_size
+from lite_attention.skip.interface import skip_attention, skip_attention_varlen, skip_attention_with_kvcache
+from lite_attention.skip.skip_list import SkipList
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SkipList",
     "__version__",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "get_scheduler_metadata",
     "scheduler_metadata_size",
+    "skip_attention",
+    "skip_attention_varlen",
+    "skip_attention_with_kvcache",
 ]
