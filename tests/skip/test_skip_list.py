@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_attention import SkipList
-from lite_attention.skip import bits
+from lite_attention.skip import bits, ranges
 from lite_attention.skip.tiles import TILE_SHAPES, tile_shape
 
 
@@ -194,3 +194,12 @@ def test_ranges_that_cannot_be(ranges, message):
     for name, mask in (("must_do", skip_list.must_do_mask), ("must_skip", skip_list.must_skip_mask)):
         with pytest.raises(ValueError, match=f"{name}: .*{message}"):
             mask(ranges)
+
+
+def test_what_is_not_read_is_cut_off(monkeypatch):
+    """A tensor on a GPU is not checked; ranges of no tokens take none from the others."""
+    monkeypatch.setattr(ranges, "readable", lambda x: False)
+    skip_list = SkipList.fresh(1, 1, 4, 97, tile=(4, 10))
+    pairs = torch.tensor([[(0, 20), (15, 3), (85, 200), (-7, -3), (300, 400)]], dtype=torch.int32)
+    assert tiles(skip_list.must_do_mask(pairs)) == [{0, 1, 8, 9}]
+    assert tiles(skip_list.must_skip_mask(pairs)) == [{0, 1, 9}]

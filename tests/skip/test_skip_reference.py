@@ -279,6 +279,10 @@ def test_scores_without_a_value_have_no_say(backend):
     skip_list = SkipList.fresh(1, 1, 1, 10, tile=(1, 2))
     skip_attention(q, k, v, skip_list, 0.0, softmax_scale=1.0, backend=backend)
     assert skip_list.visits().flatten().tolist() == [False, True, False, True, True]
+    only = torch.tensor([False, False, True, False, False]).view(1, 1, 1, 5)
+    skip_list = SkipList.from_visits(only, (1, 2), 1, 10)
+    skip_attention(q, k, v, skip_list, 0.0, softmax_scale=1.0, backend=backend)
+    assert torch.equal(skip_list.visits(), only), "the first visited tile stays, whatever is in it"
 
 
 def test_sequences_and_heads_have_lists_of_their_own(backend):
