@@ -26,3 +26,11 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     """The first `count` bits of int32 (..., words) as bool (..., count)."""
     shifts = torch.arange(WORD, dtype=torch.int32, device=packed.device)
     return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :count] != 0
+
+
+def count(packed: Tensor) -> Tensor:
+    """How many bits of each word are set: int32, of the same shape. In parallel: of pairs, of fours, of bytes."""
+    pairs = packed - ((packed >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    in_bytes = (fours + (fours >> 4)) & 0x0F0F0F0F
+    return (in_bytes * 0x01010101) >> 24  # the product's highest byte is their sum, at most 32

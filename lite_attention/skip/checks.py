@@ -40,8 +40,8 @@ def prepare_lists(
 ) -> Lists:
     """Checks the list against the call, and puts threshold and forced tiles on the device."""
     _check_list(problem, skip_list)
-    do = None if must_do is None else _mask("must_do", must_do, skip_list)
-    skip = None if must_skip is None else _mask("must_skip", must_skip, skip_list)
+    do = None if must_do is None else as_mask("must_do", must_do, skip_list)
+    skip = None if must_skip is None else as_mask("must_skip", must_skip, skip_list)
     if do is not None and skip is not None:
         skip = skip & ~do
     bits, block_m, block_n = skip_list.bits, skip_list.block_m, skip_list.block_n
@@ -74,7 +74,7 @@ def _threshold(problem: Problem, threshold: float | Tensor) -> Tensor:
     return torch.full((), threshold, dtype=torch.float32, device=problem.q.device)
 
 
-def _mask(name: str, tiles: Ranges, skip_list: SkipList) -> Tensor:
+def as_mask(name: str, tiles: Ranges, skip_list: SkipList) -> Tensor:
     """Ranges of tokens, or a mask that was made of them before, as a mask."""
     if isinstance(tiles, Tensor) and tiles.dim() == 2:
         check_ints(name, tiles, (skip_list.batch, words(skip_list.kv_tiles)), skip_list.bits)

@@ -82,7 +82,7 @@ def skip_attention(
     problem = prepare(
         q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size, sinks=sinks, out=out
     )
-    return _attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
+    return attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
 
 
 def skip_attention_varlen(
@@ -140,7 +140,7 @@ def skip_attention_varlen(
         sinks=sinks,
         out=out,
     )
-    return _attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
+    return attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
 
 
 def skip_attention_with_kvcache(
@@ -190,10 +190,10 @@ def skip_attention_with_kvcache(
     )
     if isinstance(cache_seqlens, int) and cache_seqlens > problem.max_seqlen_k:
         raise wrong("cache_seqlens", cache_seqlens, f"at most the {problem.max_seqlen_k} keys that there is room for")
-    return _attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
+    return attend(problem, skip_list, threshold, must_do, must_skip, update, backend)
 
 
-def _attend(
+def attend(
     problem: Problem,
     skip_list: SkipList,
     threshold: float | Tensor,
@@ -202,6 +202,7 @@ def _attend(
     update: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    """Computes a checked call with a list; `problem` has its out and lse. Arguments are those of `skip_attention`."""
     lists = prepare_lists(problem, skip_list, threshold, must_do, must_skip, update)
     backend = ops.choose(problem, backend)
     if backend == "hopper":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,6 +117,10 @@ class SkipList:
         """Bytes of `bits`."""
         return self.bits.nbytes
 
+    def full(self) -> SkipList:
+        """Another list of the same calls, that visits every tile."""
+        return replace(self, bits=torch.full_like(self.bits, FULL_WORD))
+
     def reset(self) -> None:
         """Visits every tile again. In place, so that CUDA graphs and compiled callers see it."""
         self.bits.fill_(FULL_WORD)
@@ -124,6 +128,29 @@ class SkipList:
     def visits(self) -> Tensor:
         """The list as bool, (batch, num_heads, q_tiles, kv_tiles); a copy."""
         return packing.unpack(self.bits, self.kv_tiles)
+
+    def in_view(self, window_left: int = -1, window_right: int = -1) -> Tensor:
+        """The KV tiles that a mask lets each q tile see, in calls whose sequences have the lengths of the list.
+
+        Args:
+            window_left, window_right: keys before and after its own position that a row sees, aligned to the bottom
+                right as in all calls; a negative one is unbounded. (-1, 0) is causal.
+
+        Returns:
+            int32 (q_tiles, words), laid out as `bits`.
+        """
+        device = self.bits.device
+        shift = self.max_seqlen_k - self.max_seqlen_q  # row i stands at key position i + shift
+        first_row = torch.arange(self.q_tiles, device=device)[:, None] * self.block_m + shift
+        last_row = (first_row + self.block_m - 1).clamp(max=self.max_seqlen_k - 1)
+        first_key = torch.arange(self.kv_tiles, device=device) * self.block_n
+        last_key = (first_key + self.block_n - 1).clamp(max=self.max_seqlen_k - 1)
+        seen = torch.ones(self.q_tiles, self.kv_tiles, dtype=torch.bool, device=device)
+        if window_left >= 0:
+            seen &= last_key >= first_row - window_left
+        if window_right >= 0:
+            seen &= first_key <= last_row + window_right
+        return packing.pack(seen)
 
     def must_do_mask(self, ranges: Ranges) -> Tensor:
         """The KV tiles that have a token in any of the ranges: a mask for the `must_do` of calls with this list.
