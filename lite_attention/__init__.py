@@ -1,5 +1,8 @@
 """LiteAttention: attention for serving and diffusion on NVIDIA Hopper."""
 
+from lite_attention.calibration.calibrate import calibrate
+from lite_attention.calibration.file import load_thresholds, save_thresholds
+from lite_attention.calibration.thresholds import Thresholds
 from lite_attention.collect import collect_stats, lite_modules
 from lite_attention.interface import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from lite_attention.module import LiteAttention
@@ -14,13 +17,17 @@ __all__ = [
     "LiteAttention",
     "SkipList",
     "StreamStats",
+    "Thresholds",
     "__version__",
+    "calibrate",
     "collect_stats",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "get_scheduler_metadata",
     "lite_modules",
+    "load_thresholds",
+    "save_thresholds",
     "scheduler_metadata_size",
     "skip_attention",
     "skip_attention_varlen",

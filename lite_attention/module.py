@@ -51,7 +51,8 @@ class LiteAttention(nn.Module):
     Args:
         enable_skipping: False computes dense attention, until `enable_skip_optimization(True)`.
         threshold: at most 0, in log2 units: -10 takes off the list what weighs less than 2**-10 of the largest weight
-            seen before it; nearer to 0 skips more, -inf skips nothing. A number, or one for each query head.
+            seen before it; nearer to 0 skips more, -inf skips nothing. A number, one for each query head, or a tensor
+            (num_steps, num_heads): one for each head at each step.
         causal, window_size: as in `flash_attn_func`.
         num_steps: calls of a stream in one sequence, as a pipeline has denoising steps for a prompt.
         refresh_every: all tiles are visited again, and vote, in every call of this distance, from the first on.
@@ -98,7 +99,7 @@ class LiteAttention(nn.Module):
         # Not buffers: a cast or a move of the model must not reach them, and state_dict has them only where asked.
         self._states: dict[str, StreamState] = {}
         self._loaded: dict[str, Saved] = {}  # whose streams had no call since
-        self._threshold = _threshold(threshold)
+        self._threshold = _threshold(threshold, num_steps)
         self.enable_skip_optimization(enable_skipping)
 
     def forward(
@@ -146,7 +147,7 @@ class LiteAttention(nn.Module):
         if self.stats_steps:
             state.record(visits, do, skip)
         if self.enable_skipping or skip is not None:
-            attend(problem, visits, state.threshold, do, skip, self.enable_skipping, backend)
+            attend(problem, visits, state.threshold_now(), do, skip, self.enable_skipping, backend)
         else:
             ops.launch(problem, backend)
         state.end()
@@ -159,7 +160,7 @@ class LiteAttention(nn.Module):
 
     @property
     def threshold(self) -> Tensor:
-        """A copy of the threshold, float32, () or (num_heads,)."""
+        """A copy of the threshold, float32, (), (num_heads,) or (num_steps, num_heads)."""
         return self._threshold.clone()
 
     def skip_list(self, stream: str = DEFAULT_STREAM) -> SkipList:
@@ -229,15 +230,14 @@ class LiteAttention(nn.Module):
         In place on the device, so that CUDA graphs and compiled callers see it. What left a list doesn't come back.
 
         Args:
-            threshold: as that of the module. A tensor is float32, () or (num_heads,); on a GPU its values are not
-                checked.
+            threshold: as that of the module. A tensor is float32, (), (num_heads,) or (num_steps, num_heads); on a GPU
+                its values are not checked.
         """
-        new = _threshold(threshold)
+        new = _threshold(threshold, self.num_steps)
         for state in self._states.values():
-            if new.dim() == 1 and new.shape != state.threshold.shape:
-                raise wrong(
-                    "threshold", f"{new.shape[0]} values", f"one, or one for each of {len(state.threshold)} heads"
-                )
+            heads = state.threshold.shape[1]
+            if new.dim() and new.shape[-1] != heads:
+                raise wrong("threshold", f"values for {new.shape[-1]} heads", f"one for all, or for the {heads} of q")
         self._threshold = new
         for state in self._states.values():
             with torch.inference_mode():
@@ -253,7 +253,7 @@ class LiteAttention(nn.Module):
     def extra_repr(self) -> str:
         settings = {
             "enable_skipping": self.enable_skipping,
-            "threshold": self._threshold.tolist(),
+            "threshold": self._threshold.tolist() if self._threshold.dim() < 2 else "by step and head",
             "causal": self.causal,
             "window_size": self.window_size,
             "num_steps": self.num_steps,
@@ -267,7 +267,7 @@ class LiteAttention(nn.Module):
             raise wrong("stream", stream, "a name, as 'cond'")
         state = self._states.get(stream)
         if state is None or not state.serves(problem):
-            state = StreamState.fresh(problem, self.tile, self._threshold, self.stats_steps)
+            state = StreamState.fresh(problem, self.tile, self._threshold, self.num_steps, self.stats_steps)
             self._states[stream] = state
         if self._loaded and stream in self._loaded:
             self._loaded.pop(stream).give(state)
@@ -318,12 +318,14 @@ def _calls(name: str, number: int | None) -> int | None:
     return number
 
 
-def _threshold(threshold: float | Sequence[float] | Tensor) -> Tensor:
-    """A tensor of its own, float32, () or (num_heads,)."""
-    works = "a number of at most 0, one for each head, or a float32 tensor () or (num_heads,)"
+def _threshold(threshold: float | Sequence[float] | Tensor, num_steps: int | None) -> Tensor:
+    """A tensor of its own, float32, (), (num_heads,) or (num_steps, num_heads)."""
+    works = "a number of at most 0, one for each head, or a float32 tensor (), (num_heads,) or (num_steps, num_heads)"
     if isinstance(threshold, Tensor):
-        if threshold.dtype != torch.float32 or threshold.dim() > 1:
-            raise wrong("threshold", f"{threshold.dtype} of {tuple(threshold.shape)}", works)
+        by_step = threshold.dim() == 2 and threshold.shape[0] == num_steps
+        if threshold.dtype != torch.float32 or (threshold.dim() > 1 and not by_step):
+            given = f"{threshold.dtype} of {tuple(threshold.shape)}, with num_steps={num_steps}"
+            raise wrong("threshold", given, works)
         new = threshold.detach().clone()
     else:
         numbers = [threshold] if isinstance(threshold, (int, float)) else threshold

@@ -41,7 +41,7 @@ class StreamState:
     """The state of one stream.
 
     - skip_list: as the last call left it.
-    - threshold: float32, (heads,), in log2 units.
+    - threshold: float32, (num_steps or 1, heads), in log2 units: of each step, or of all.
     - calls: int64, (), those since the list was last reset.
     - in_view: int32, (q_tiles, words), the KV tiles that the mask lets a q tile see.
     - history: float32, (kept calls, heads): call n has row n % kept calls, the part of the tiles in view that it left
@@ -57,11 +57,16 @@ class StreamState:
     _masks: dict[str, tuple[Ranges, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, problem: Problem, tile: tuple[int, int] | None, threshold: Tensor, kept_calls: int) -> StreamState:
-        """The state before the first call, `problem`. `threshold` is () or (heads,), on any device."""
+    def fresh(
+        cls, problem: Problem, tile: tuple[int, int] | None, threshold: Tensor, num_steps: int | None, kept_calls: int
+    ) -> StreamState:
+        """The state before the first call, `problem`.
+
+        `threshold` is (), (heads,) or (num_steps, heads), on any device.
+        """
         q, k = problem.q, problem.k
-        if threshold.dim() == 1 and threshold.shape[0] != problem.heads:
-            raise wrong("threshold", f"shape {tuple(threshold.shape)}", f"() or ({problem.heads},), as q has heads")
+        if threshold.dim() and threshold.shape[-1] != problem.heads:
+            raise wrong("threshold", f"values for {threshold.shape[-1]} heads", f"for the {problem.heads} heads of q")
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             # Memory of the graph, which every replay would set back to its start.
             raise RuntimeError(
@@ -82,7 +87,7 @@ class StreamState:
             return cls(
                 Shape.of(problem),
                 skip_list,
-                torch.empty(problem.heads, dtype=torch.float32, device=q.device).copy_(threshold),
+                torch.empty(num_steps or 1, problem.heads, dtype=torch.float32, device=q.device).copy_(threshold),
                 torch.zeros((), dtype=torch.int64, device=q.device),
                 skip_list.in_view(problem.window_left, problem.window_right),
                 torch.full((kept_calls, problem.heads), torch.nan, device=q.device) if kept_calls else None,
@@ -110,6 +115,13 @@ class StreamState:
         due = step == 0 if refresh_every is None else step % refresh_every == 0
         self.skip_list.bits.bitwise_or_(-due.int())  # all bits of -1 are set
 
+    def threshold_now(self) -> Tensor:
+        """That of the next call: float32, (heads,)."""
+        if self.threshold.shape[0] == 1:
+            return self.threshold[0]
+        step = self.calls % self.threshold.shape[0]
+        return self.threshold.index_select(0, step.view(1))[0]  # an index of Python's would wait for the GPU
+
     def end(self) -> None:
         """Counts the call."""
         self.calls.add_(1)
@@ -130,7 +142,7 @@ class StreamState:
             bits = bits | must_do[:, None, None]
         visited = count(bits & self.in_view).sum((0, 2, 3))
         in_all = count(self.in_view).sum() * bits.shape[0]
-        return 1 - visited / in_all.clamp(min=1).float() if bits.numel() else torch.zeros_like(self.threshold)
+        return 1 - visited / in_all.clamp(min=1).float() if bits.numel() else torch.zeros_like(self.threshold[0])
 
     def mask(self, name: str, ranges: Ranges | None) -> Tensor | None:
         """`ranges`, of "must_do" or "must_skip", as a mask, (batch, words).
