@@ -6,6 +6,8 @@ from lite_attention.calibration.thresholds import Thresholds
 from lite_attention.collect import collect_stats, lite_modules
 from lite_attention.interface import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from lite_attention.module import LiteAttention
+from lite_attention.parallel.merge import merge_attention
+from lite_attention.parallel.module import SeqParallelLiteAttention
 from lite_attention.scheduler import get_scheduler_metadata, scheduler_metadata_size
 from lite_attention.skip.interface import skip_attention, skip_attention_varlen, skip_attention_with_kvcache
 from lite_attention.skip.skip_list import SkipList
@@ -15,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LiteAttention",
+    "SeqParallelLiteAttention",
     "SkipList",
     "StreamStats",
     "Thresholds",
@@ -27,6 +30,7 @@ __all__ = [
     "get_scheduler_metadata",
     "lite_modules",
     "load_thresholds",
+    "merge_attention",
     "save_thresholds",
     "scheduler_metadata_size",
     "skip_attention",

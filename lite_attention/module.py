@@ -40,8 +40,8 @@ class LiteAttention(nn.Module):
     model is moved off the GPU between two steps. It is for inference, and works in `torch.inference_mode`.
 
     - `torch.compile`: a call is one graph (fullgraph=True); the first call of a stream compiles another, which makes
-      the list. Compiled calls of a stream are all in `inference_mode`, or none. `mode="reduce-overhead"` needs one call of each stream before, outside of the compiled function, since
-      it reuses the memory of what is made inside.
+      the list. Compiled calls of a stream are all in `inference_mode`, or none. `mode="reduce-overhead"` needs one call
+      of each stream before, outside of the compiled function, since it reuses the memory of what is made inside.
     - CUDA graphs: make one call of each stream before the capture. A replay counts as a call; `set_threshold` and
       `reset_skip_state` between replays have effect.
     - `copy.deepcopy` copies the lists.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
+from lite_attention.checks import wrong
 from lite_attention.diffusers.backend import CALLS
 from lite_attention.module import LiteAttention
 
@@ -21,6 +22,7 @@ class Session:
         self.transformer = transformer
         self.layers: list[Layer] = []
         self.stream = DEFAULT_STREAM
+        self.hook = transformer.register_forward_pre_hook(refuse_cache)
         self._last_step: dict[str, int] = {}
 
     def reset(self, stream: str | None = None) -> None:
@@ -51,6 +53,12 @@ class Session:
         own = type(self.transformer).cache_context
         with own(self.transformer, name, **where), self.in_stream(name, where.get("step_index")):
             yield
+
+
+def refuse_cache(transformer: nn.Module, *_: object) -> None:
+    """Raises ValueError where a cache of diffusers is on: it leaves out calls of layers, by which these count steps."""
+    if getattr(transformer, "is_cache_enabled", False):
+        raise wrong("transformer", "one with a cache of diffusers", "one without: call its disable_cache")
 
 
 class Layer:

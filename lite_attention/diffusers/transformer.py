@@ -10,7 +10,7 @@ from torch import nn
 
 from lite_attention.checks import wrong
 from lite_attention.diffusers.backend import BACKEND
-from lite_attention.diffusers.session import Layer, Session
+from lite_attention.diffusers.session import Layer, Session, refuse_cache
 from lite_attention.module import LiteAttention
 
 SESSION = "_lite_attention_session"
@@ -23,6 +23,8 @@ def enable(
     threshold: float = -10.0,
     num_steps: int | None = None,
     refresh_every: int | None = None,
+    stats_steps: int = 0,
+    tile: tuple[int, int] | None = None,
     layers: Callable[[str], bool] | None = None,
     backend: str | None = None,
 ) -> None:
@@ -31,7 +33,7 @@ def enable(
     Args:
         transformer: a diffusers model whose attention goes through diffusers' registry of backends, as those of Wan,
             Flux, HunyuanVideo, LTX and most others do. Enable it before `torch.compile`.
-        threshold, refresh_every, backend: as in `LiteAttention`.
+        threshold, refresh_every, stats_steps, tile, backend: as in `LiteAttention`.
         num_steps: the calls that each stream makes for one prompt: the pipeline's num_inference_steps, for a scheduler
             that evaluates the model once a step. Of a pipeline with two transformers, such as Wan 2.2's, each makes
             only a part of them.
@@ -41,14 +43,15 @@ def enable(
             the backend that was there before.
 
     Raises:
-        ValueError: LiteAttention is in already, no attention module is left to be changed, or a cache of diffusers is
-            on: it skips calls that the lists count on.
+        ValueError: LiteAttention is in already, there is no attention module for it, or a cache of diffusers is on.
+
+    Calls of the transformer raise NotImplementedError for masks, dropout, causal attention and context parallelism, and
+    ValueError once a cache of diffusers is on.
     """
     model = _uncompiled(transformer)
     if SESSION in model.__dict__:
         raise wrong("transformer", "one that LiteAttention is in", "one that it isn't in: call disable first")
-    if getattr(model, "is_cache_enabled", False):
-        raise wrong("transformer", "one with a cache of diffusers", "one without: call its disable_cache first")
+    refuse_cache(model)
     chosen = {name: x for name, x in model.named_modules() if _is_self_attention(x) and (not layers or layers(name))}
     if not chosen:
         raise wrong(
@@ -59,7 +62,13 @@ def enable(
     session = Session(model)
     for name, module in chosen.items():
         attention = LiteAttention(
-            threshold=threshold, num_steps=num_steps, refresh_every=refresh_every, backend=backend, name=name
+            threshold=threshold,
+            num_steps=num_steps,
+            refresh_every=refresh_every,
+            stats_steps=stats_steps,
+            tile=tile,
+            backend=backend,
+            name=name,
         )
         session.layers.append(Layer(session, name, module, attention))
         processor = copy.copy(module.processor)  # which other modules may share
@@ -78,6 +87,7 @@ def disable(transformer: nn.Module) -> None:
         ValueError: it isn't in.
     """
     session = _session(transformer)
+    session.hook.remove()
     for layer in session.layers:
         for hook in layer.hooks:
             hook.remove()

@@ -25,17 +25,17 @@ FORM = "(begin, end) pairs for all batch entries, a sequence of pairs for each, 
 
 def must_do_mask(ranges: Ranges, bits: Tensor, seqlen_k: int, block_n: int) -> Tensor:
     """int32 (batch, words): the tiles that have a token in any of the ranges. `SkipList.must_do_mask` says more."""
-    covered = _covered(_as_tensor("must_do", ranges, bits, seqlen_k), seqlen_k)
+    covered = _covered(as_tensor("must_do", ranges, bits, seqlen_k), seqlen_k)
     return pack(_by_tile(covered, block_n, beyond=False).any(-1))
 
 
 def must_skip_mask(ranges: Ranges, bits: Tensor, seqlen_k: int, block_n: int) -> Tensor:
     """int32 (batch, words): the tiles whose tokens all lie in the ranges. `SkipList.must_skip_mask` says more."""
-    covered = _covered(_as_tensor("must_skip", ranges, bits, seqlen_k), seqlen_k)
+    covered = _covered(as_tensor("must_skip", ranges, bits, seqlen_k), seqlen_k)
     return pack(_by_tile(covered, block_n, beyond=True).all(-1))
 
 
-def _as_tensor(name: str, ranges: Ranges, bits: Tensor, seqlen_k: int) -> Tensor:
+def as_tensor(name: str, ranges: Ranges, bits: Tensor, seqlen_k: int) -> Tensor:
     """int32 (batch, n, 2), for the batch of `bits` and on its device."""
     batch = bits.shape[0]
     if isinstance(ranges, Tensor):
