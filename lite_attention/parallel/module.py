@@ -42,7 +42,7 @@ class SeqParallelLiteAttention(nn.Module):
     Args:
         method: "ring" or "ulysses".
         process_group: of the ranks that have the parts; None is all.
-        threshold: a number, or one for each query head; of all heads, also in Ulysses.
+        threshold: as in `LiteAttention`; of all heads, also in Ulysses.
         causal: in the ring, ranks have as many queries as keys, and compute nothing with the parts after their own:
             the last rank has the most work.
         window_size: a window goes with Ulysses only.
@@ -150,14 +150,14 @@ class SeqParallelLiteAttention(nn.Module):
         """As `LiteAttention.set_threshold`; one for each head is of all heads, also in Ulysses."""
         if self.method == "ulysses" and not isinstance(threshold, (int, float)):
             given = threshold if isinstance(threshold, Tensor) else torch.tensor(threshold)
-            if given.dim() == 1:
-                if len(given) % self.ranks:
+            if given.dim():
+                if given.shape[-1] % self.ranks:
                     raise wrong(
                         "threshold",
-                        f"{len(given)} values",
+                        f"values for {given.shape[-1]} heads",
                         f"one for each head, of which {self.ranks} ranks have as many",
                     )
-                threshold = given.chunk(self.ranks)[self.rank]
+                threshold = given.chunk(self.ranks, dim=-1)[self.rank]
         for part in self.parts:
             part.set_threshold(threshold)
 
