@@ -18,7 +18,8 @@ from lite_attention.checks import wrong
 from lite_attention.collect import lite_modules
 from lite_attention.module import LiteAttention
 
-ROUNDS = 8  # of lowering the target for the sake of the output; it at least halves each time
+ROUNDS = 8  # of lowering the target for the sake of the output
+CAUTION = 0.8
 
 
 def calibrate(
@@ -90,7 +91,7 @@ def calibrate(
             error = _relative_error(run(), dense_output)
         if output_target is None or error <= output_target:
             return replace(thresholds, output_error=error)
-        target *= min(0.5, output_target / error)
+        target *= CAUTION * output_target / error  # errors of outputs and of layers are about proportional
     raise wrong("output_target", output_target, f"more: with attention within {thresholds.target} it was still {error}")
 
 
@@ -118,11 +119,9 @@ def _runner(model: nn.Module, inputs: Callable[[], object] | Iterable[tuple | di
 
     @torch.no_grad()
     def run() -> Tensor | None:
-        if calls is None:
-            output = inputs()
-        else:
-            for call in calls:
-                output = model(**call) if isinstance(call, dict) else model(*call)
+        output = inputs() if calls is None else None
+        for call in calls or ():
+            output = model(**call) if isinstance(call, dict) else model(*call)
         output = output[0] if isinstance(output, tuple) else output
         return output.detach().cpu() if isinstance(output, Tensor) else None
 
