@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -95,7 +96,10 @@ def test_a_forgotten_reset_leaks_without_num_steps():
 
 def test_step_index_starts_a_prompt():
     """Also one that comes after an interrupted one."""
-    model = enable(wan(), num_steps=None)
+    model = wan()
+    if "kwargs" not in inspect.signature(model.cache_context).parameters:
+        pytest.skip("cache_context of this diffusers takes no step_index")
+    enable(model, num_steps=None)
     with_index = lambda name, step: model.cache_context(name, step_index=step)  # noqa: E731
     denoise(model, FIRST, context=with_index, steps=3)
     same(denoise(model, SECOND, context=with_index), expected("wan", THRESHOLD, False, SECOND)[0][0])
@@ -283,16 +287,14 @@ def test_caches_of_diffusers():
         denoise(model, FIRST, steps=1)
 
 
-def test_another_backend_is_noticed():
+def test_another_backend_is_noticed(monkeypatch):
     """diffusers' own setting of a backend would take the attention away from LiteAttention, without a word."""
     model = enable(wan())
     active = _AttentionBackendRegistry._active_backend
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", active)  # to be as it was after the test
     model.set_attention_backend("native")
-    try:
-        with pytest.raises(RuntimeError, match=r"blocks.0.attn1 did not compute its attention with LiteAttention"):
-            denoise(model, FIRST, steps=1)
-    finally:
-        _AttentionBackendRegistry.set_active_backend(active)
+    with pytest.raises(RuntimeError, match=r"blocks.0.attn1 did not compute its attention with LiteAttention"):
+        denoise(model, FIRST, steps=1)
 
 
 @torch.no_grad()
