@@ -120,6 +120,7 @@ def _draw_head(axes: Axes, visits: torch.Tensor, in_view: torch.Tensor, skip_lis
         aspect="auto",
         extent=(0, kv_tiles * skip_list.block_n, q_tiles * skip_list.block_m, 0),
     )
+    axes.set(xlim=(0, skip_list.max_seqlen_k), ylim=(skip_list.max_seqlen_q, 0))  # without what the last tiles lack
 
 
 def _skipped(visits: torch.Tensor, in_view: torch.Tensor) -> float:

@@ -35,7 +35,8 @@ class SeqParallelLiteAttention(nn.Module):
     Streams, `num_steps` and the rest are as in `LiteAttention`.
 
     Backends of torch.distributed: any that has the tensors' device, as NCCL and Gloo. All ranks make the same calls.
-    With the first call of each shape they compare their shapes, which waits for all.
+    With the first call of each shape they compare their shapes, which waits for all; where only some of the ranks go on
+    to another shape, the exchange hangs until its timeout.
 
     Ideas: LiteAttention, arXiv 2511.11062; Ring Attention, arXiv 2310.01889; DeepSpeed-Ulysses, arXiv 2309.14509.
 
@@ -110,7 +111,7 @@ class SeqParallelLiteAttention(nn.Module):
         """Attention of this rank's queries over the keys of all ranks.
 
         Args:
-            q: (batch, tokens of this rank, num_heads, head_dim).
+            q: (batch, tokens of this rank, num_heads, head_dim); in Ulysses as many tokens on all ranks.
             k, v: (batch, tokens of this rank, num_heads_k, head_dim); as many tokens on all ranks.
             must_do_list, must_skip_list: token ranges of the whole sequence, the same on all ranks. In the ring they
                 round to tiles that start at the first token of each rank, and are no masks.
@@ -176,11 +177,11 @@ class SeqParallelLiteAttention(nn.Module):
                     raise wrong(name, f"{x.shape[2]} heads", works)
         elif self.causal and q.shape[1] != k.shape[1]:
             raise wrong("q", f"{q.shape[1]} tokens", f"as many as k, {k.shape[1]}, where the ring is causal")
-        if (shapes := (q.shape, k.shape)) not in self._agreed:
-            if self.method == "ulysses":
-                check_agree("q and k", (q, k), self.process_group)
-            else:
-                check_agree("k", (k,), self.process_group)
+        # In the ring queries stay where they are, so that their number may be of a rank.
+        names, exchanged = ("q and k", (q, k)) if self.method == "ulysses" else ("k", (k,))
+        shapes = tuple(x.shape for x in exchanged)
+        if shapes not in self._agreed:
+            check_agree(names, exchanged, self.process_group)
             self._agreed.add(shapes)
 
     def _ring(
