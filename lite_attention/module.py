@@ -237,7 +237,7 @@ class LiteAttention(nn.Module):
         for state in self._states.values():
             heads = state.threshold.shape[1]
             if new.dim() and new.shape[-1] != heads:
-                raise wrong("threshold", f"values for {new.shape[-1]} heads", f"one for all, or for the {heads} of q")
+                raise wrong("threshold", f"{new.shape[-1]} values", f"one, or one for each of {heads} heads")
         self._threshold = new
         for state in self._states.values():
             with torch.inference_mode():

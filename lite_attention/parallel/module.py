@@ -155,7 +155,7 @@ class SeqParallelLiteAttention(nn.Module):
                 if given.shape[-1] % self.ranks:
                     raise wrong(
                         "threshold",
-                        f"values for {given.shape[-1]} heads",
+                        f"{given.shape[-1]} values",
                         f"one for each head, of which {self.ranks} ranks have as many",
                     )
                 threshold = given.chunk(self.ranks, dim=-1)[self.rank]

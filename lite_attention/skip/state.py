@@ -66,7 +66,8 @@ class StreamState:
         """
         q, k = problem.q, problem.k
         if threshold.dim() and threshold.shape[-1] != problem.heads:
-            raise wrong("threshold", f"values for {threshold.shape[-1]} heads", f"for the {problem.heads} heads of q")
+            works = (*threshold.shape[:-1], problem.heads)
+            raise wrong("threshold", f"shape {tuple(threshold.shape)}", f"() or {works}, as q has heads")
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             # Memory of the graph, which every replay would set back to its start.
             raise RuntimeError(

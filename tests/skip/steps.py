@@ -45,7 +45,9 @@ def functional(calls, threshold=THRESHOLD, refresh=(), **options):
     for number, (q, k, v) in enumerate(calls):
         if skip_list is None or number in refresh:
             skip_list = fresh(q, k)
-        out, lse = skip_attention(q, k, v, skip_list, threshold, **options)
+        by_step = isinstance(threshold, torch.Tensor) and threshold.dim() == 2
+        now = threshold[number] if by_step else threshold
+        out, lse = skip_attention(q, k, v, skip_list, now, **options)
         results.append((out, lse, skip_list.bits.clone()))
     return results
 

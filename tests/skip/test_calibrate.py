@@ -316,7 +316,7 @@ def test_models_that_do_not_fit(found, tmp_path, model, message):
 def test_heads_that_show_at_the_first_call(found):
     model = Model()
     found.apply(model)
-    with pytest.raises(ValueError, match=r"threshold: got values for 4 heads; needs .* 8 heads"):
+    with pytest.raises(ValueError, match=r"threshold: got shape \(6, 4\); needs \(\) or \(6, 8\), as q has heads"):
         model(*steps_of(0, 8, 8)[0])
 
 
@@ -406,7 +406,7 @@ def test_thresholds_of_other_steps(shape):
     module(*steps_of(0)[0])
     with pytest.raises(ValueError, match="threshold"):
         module.set_threshold(torch.full(shape, -1.0))
-    with pytest.raises(ValueError, match="threshold: got values for 3 heads; needs one for all, or for the 4 of q"):
+    with pytest.raises(ValueError, match="threshold: got 3 values; needs one, or one for each of 4 heads"):
         module.set_threshold(torch.full((STEPS, 3), -1.0))
     copied = copy.deepcopy(module)
     assert copied.threshold == -10

@@ -30,6 +30,8 @@ TENSORS = {
 }
 MUST = {name.removesuffix("_list"): ranges for name, ranges in FORCED.items()}
 
+BY_STEP = torch.linspace(-6, -1, STEPS)[:, None] - torch.linspace(0, 1, SIZES["heads"])
+
 
 def parallel(method, **options):
     return SeqParallelLiteAttention(method, **({"threshold": THRESHOLD, "tile": TILE} | options))
@@ -60,6 +62,7 @@ def both_methods(rank, size):
             ("forced", sizes, {}, FORCED),
             ("forced by tensors", sizes, {}, TENSORS),
             ("a threshold a head", sizes, {"threshold": heads}, {}),
+            ("a threshold a step", sizes, {"threshold": BY_STEP, "num_steps": STEPS}, {}),
         ):
             results[method, name] = run_calls(parallel(method, **options), calls, rank, size, **forced)
     window = parallel("ulysses", window_size=(60, 50))
@@ -94,6 +97,7 @@ RING = {
     "forced": ({}, (), MUST),
     "forced by tensors": ({}, (), MUST),
     "a threshold a head": ({"threshold": torch.linspace(-6, -1, SIZES["heads"])}, (), {}),
+    "a threshold a step": ({"threshold": BY_STEP}, (), {}),
 }
 
 
@@ -145,6 +149,7 @@ ULYSSES = {
     "forced": ({}, (), MUST),
     "forced by tensors": ({}, (), MUST),
     "a threshold a head": ({"threshold": torch.linspace(-6, -1, SIZES["heads"])}, (), {}),
+    "a threshold a step": ({"threshold": BY_STEP}, (), {}),
     "window": ({"window_size": (60, 50)}, (), {}),
 }
 
