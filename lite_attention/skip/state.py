@@ -82,7 +82,7 @@ class StreamState:
             return cls(
                 Shape.of(problem),
                 skip_list,
-                threshold.to(q.device).expand(problem.heads).clone(),
+                torch.empty(problem.heads, dtype=torch.float32, device=q.device).copy_(threshold),
                 torch.zeros((), dtype=torch.int64, device=q.device),
                 skip_list.in_view(problem.window_left, problem.window_right),
                 torch.full((kept_calls, problem.heads), torch.nan, device=q.device) if kept_calls else None,
