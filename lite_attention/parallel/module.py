@@ -25,8 +25,9 @@ class SeqParallelLiteAttention(nn.Module):
     """Attention with skip lists where each rank has an equal, consecutive part of the tokens, in the order of ranks.
 
     - `method="ring"`: keys and values go round the ranks. A rank has a list for each part of the keys, for its own
-      queries; results over the parts are merged by their lse, in float32. Votes are within a part: its first visited
-      tile always stays, so that it skips a little less than one list of all keys would. Any number of heads will do.
+      queries; results over the parts are merged by their lse, in float32. Votes are within a part: what is negligible
+      only beside the keys of another rank stays, so that it skips less than one list of all keys would. Any number of
+      heads will do.
     - `method="ulysses"`: the ranks exchange tokens for heads, and each has one list, for all tokens of its heads, which
       is what a single process has for these. The number of ranks divides both numbers of heads.
 

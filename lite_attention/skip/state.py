@@ -88,7 +88,7 @@ class StreamState:
             return cls(
                 Shape.of(problem),
                 skip_list,
-                threshold.to(q.device).expand(num_steps or 1, problem.heads).clone(),
+                torch.empty(num_steps or 1, problem.heads, dtype=torch.float32, device=q.device).copy_(threshold),
                 torch.zeros((), dtype=torch.int64, device=q.device),
                 skip_list.in_view(problem.window_left, problem.window_right),
                 torch.full((kept_calls, problem.heads), torch.nan, device=q.device) if kept_calls else None,

@@ -1,4 +1,4 @@
-"""Processes that are the ranks of a torch.distributed group, over Gloo, each with a part of the tokens."""
+"""Processes that are the ranks of a torch.distributed group, each with a part of the tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch.distributed as dist
 SECONDS = 240
 
 
-def run_ranks(work, size, folder, *args):
-    """`work(rank, size, *args)` in each of `size` processes; what they return, by rank, or what they raise."""
+def run_ranks(work, size, folder, *args, backend="gloo"):
+    """`work(rank, size, *args)` in each of `size` processes: what they return, by rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])  # which takes seconds to import
     results = [Path(folder) / f"{rank}.pt" for rank in range(size)]
     processes = [
-        context.Process(target=_rank, args=(work, rank, size, Path(folder) / "store", results[rank], args))
+        context.Process(target=_rank, args=(work, rank, size, backend, Path(folder) / "store", results[rank], args))
         for rank in range(size)
     ]
     for process in processes:
@@ -35,10 +35,12 @@ def run_ranks(work, size, folder, *args):
     return outcomes
 
 
-def _rank(work, rank, size, store, result, args):
+def _rank(work, rank, size, backend, store, result, args):
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS / 2)
+        backend, init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS / 2)
     )
     try:
         outcome = work(rank, size, *args)
