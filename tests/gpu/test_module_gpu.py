@@ -40,7 +40,12 @@ def test_replays_of_a_graph_are_calls():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = captured(*static, must_skip_list=must_skip)
-    changes = {3: lambda x: x.set_threshold(-1.0), 5: lambda x: x.reset_skip_state()}
+    by_step = torch.linspace(-3, -1, 4)[:, None].repeat(1, SIZES["heads"])
+    changes = {
+        3: lambda x: x.set_threshold(-1.0),
+        5: lambda x: x.reset_skip_state(),
+        7: lambda x: x.set_threshold(by_step),
+    }
     for number, call in enumerate(calls):
         for x, new in zip(static, call, strict=True):
             x.copy_(new)
