@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -166,6 +167,14 @@ class SeqParallelLiteAttention(nn.Module):
     def stats(self) -> tuple[dict[str, StreamStats], ...]:
         """The stats of each part, by stream, as this rank has them. Waits for the GPU."""
         return tuple(part.stats() for part in self.parts)
+
+    def __deepcopy__(self, memo: dict) -> SeqParallelLiteAttention:
+        """A copy with lists of its own, on the same process group, of which there are no copies."""
+        memo[id(self.process_group)] = self.process_group
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, rank={self.rank} of {self.ranks}"

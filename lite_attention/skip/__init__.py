@@ -8,4 +8,5 @@ negligible stays so.
 - `ranges`: ranges of tokens that are always or never visited, as masks of tiles.
 - `interface`: the public functions. `checks`, `hopper`: what they refuse.
 - `problem`, `cpu`, `op`: a call as a backend gets it, the CPU path, the torch custom op.
+- `state`, `saved`, `stats`: what `lite_attention.module` keeps of a stream of calls, in a file, in numbers.
 """

@@ -45,7 +45,7 @@ class StreamState:
     - calls: int64, (), those since the list was last reset.
     - in_view: int32, (q_tiles, words), the KV tiles that the mask lets a q tile see.
     - history: float32, (kept calls, heads): call n has row n % kept calls, the part of the tiles in view that it left
-      out; None where nothing is recorded.
+      out. Rows of calls that were not yet made mean nothing. None where nothing is recorded.
     """
 
     shape: Shape
@@ -68,7 +68,7 @@ class StreamState:
         if threshold.dim() and threshold.shape[-1] != problem.heads:
             works = (*threshold.shape[:-1], problem.heads)
             raise wrong("threshold", f"shape {tuple(threshold.shape)}", f"() or {works}, as q has heads")
-        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        if not torch.compiler.is_compiling() and q.is_cuda and torch.cuda.is_current_stream_capturing():
             # Memory of the graph, which every replay would set back to its start.
             raise RuntimeError(
                 "a CUDA graph captures a call of LiteAttention whose stream has no state yet for its shapes; make the "
@@ -91,7 +91,7 @@ class StreamState:
                 torch.empty(num_steps or 1, problem.heads, dtype=torch.float32, device=q.device).copy_(threshold),
                 torch.zeros((), dtype=torch.int64, device=q.device),
                 skip_list.in_view(problem.window_left, problem.window_right),
-                torch.full((kept_calls, problem.heads), torch.nan, device=q.device) if kept_calls else None,
+                torch.zeros(kept_calls, problem.heads, dtype=torch.float32, device=q.device) if kept_calls else None,
             )
 
     def serves(self, problem: Problem) -> bool:
@@ -102,8 +102,6 @@ class StreamState:
         """Starts a new sequence of calls."""
         self.skip_list.reset()
         self.calls.zero_()
-        if self.history is not None:
-            self.history.fill_(torch.nan)
 
     def begin(self, num_steps: int | None, refresh_every: int | None) -> None:
         """Visits all tiles again where the next call is the first of `num_steps`, or `refresh_every` calls are over.
@@ -148,7 +146,8 @@ class StreamState:
     def mask(self, name: str, ranges: Ranges | None) -> Tensor | None:
         """`ranges`, of "must_do" or "must_skip", as a mask, (batch, words).
 
-        Those of the last call are kept: from Python numbers to a GPU's memory is a copy that waits for the GPU.
+        Those of the last call are kept: from Python numbers to a GPU's memory is a copy that waits for the GPU. In a
+        compiled call they are constants, and what it makes may be memory of a CUDA graph.
         """
         if ranges is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -193,6 +194,10 @@ def methods_of_the_module(rank, size):
         )
         found[method, "loaded"] = [torch.equal(x, y) for x, y in zip(*same, strict=True)]
 
+        copied = copy.deepcopy(attention)
+        found[method, "copied"] = torch.equal(copied(*last, stream="uncond"), attention(*last, stream="uncond"))
+        copied.reset_skip_state()
+
         def full(stream, attention=attention):
             return [bool(one.skip_list(stream).visits().all()) for one in attention.parts]
 
@@ -222,6 +227,7 @@ def test_methods_are_those_of_the_parts(tmp_path):
             assert found[method, "stats"] == {layer: ["cond", "uncond"] for layer in layers}
             assert found[method, "own stats"] == [True] * parts
             assert found[method, "loaded"] == [True, True]
+            assert found[method, "copied"]
             assert not all(found[method, "before"][0]) and not all(found[method, "before"][1])
             assert all(found[method, "after a reset"][0]) and not all(found[method, "after a reset"][1])
             for calls in ("disabled", "enabled"):
