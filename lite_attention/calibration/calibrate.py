@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lite_attention.calibration.progress import progress
-from lite_attention.calibration.recording import Recorder, Survey, Unit, afresh, passes, watching
-from lite_attention.calibration.search import LOWEST, Found, search
+from lite_attention.calibration.search import LOWEST, Found, Plan, search
 from lite_attention.calibration.thresholds import HeadGroup, Layer, Thresholds
+from lite_attention.calibration.trial import Span
+from lite_attention.calibration.watch import Survey, afresh, watched
 from lite_attention.checks import wrong
 from lite_attention.collect import lite_modules
-from lite_attention.module import LiteAttention
 
 ROUNDS = 8  # of lowering the target for the sake of the output
 CAUTION = 0.8
@@ -31,18 +31,19 @@ def calibrate(
     head_groups: int = 1,
     step_ranges: int = 1,
     tolerance: float = 0.25,
-    memory: int = 16 << 30,
 ) -> Thresholds:
     """Searches the highest thresholds with which attention stays within `target` of dense attention.
 
     There is a threshold for each layer, group of heads and range of steps. It is measured over all steps of a prompt,
-    since what leaves a list stays out of it: the calls of every `LiteAttention` are recorded in dense runs, and then
-    made again with skip lists, by bisection. `lite_attention.calibration.search` says how. The same inputs give the
-    same thresholds.
+    since what leaves a list stays out of it: the model runs dense, and beside each call of a `LiteAttention` the same
+    call is made with skip lists. A run is one step of a bisection, of all layers and heads at once, so that there are
+    8 runs for a step range, each of at most twice the attention, and no memory is needed but for lists. The same inputs
+    give the same thresholds. `lite_attention.calibration.search` says more.
 
     Args:
-        model: a `LiteAttention`, or a model with some, by whatever way they came in. Their `num_steps` must be given
-            where there is more than one step range. It gets the thresholds, and its streams start afresh.
+        model: a `LiteAttention`, or a model with some, by whatever way they came in, before `torch.compile`. Their
+            `num_steps` must be given where there is more than one step range. It gets the thresholds, and its streams
+            start afresh.
         inputs: all the calls of one prompt. Either a function without arguments that makes them, as a pipeline of
             diffusers does; it is called several times and must do the same each time, so it seeds its noise. Its
             result, if that is a tensor, is the model's output. Or the arguments of each call in turn, tuples or dicts;
@@ -51,12 +52,11 @@ def calibrate(
             step range, for the same q, k and v.
         output_target: largest relative error of the model's output, to which the errors of all layers and steps add
             up. Where it is exceeded, the search is made again with a lower target. None measures it, and leaves it.
-        head_groups: parts of equal size that the heads of a layer are split into, of whole KV heads; each has
-            thresholds of its own.
-        step_ranges: parts of equal size that the steps are split into.
-        tolerance: distance of the thresholds that are tried, in log2 units; they lie between -40 and 0.
-        memory: bytes of host memory for recorded tensors. Where those of a whole run are more, there are several dense
-            runs, each recording some of the head groups.
+        head_groups: parts of equal size, or nearly, that the query heads of a layer are split into; each has thresholds
+            of its own.
+        step_ranges: parts of equal size, or nearly, that the steps are split into.
+        tolerance: distance of the thresholds that are tried, in log2 units; they lie between -40 and 0. Twice as much
+            saves a run for each step range.
 
     Returns:
         The thresholds; `save_thresholds` writes them to a file, and `load_thresholds` gives those to a model.
@@ -66,24 +66,25 @@ def calibrate(
             of calls, or not num_steps; a target that rounding alone exceeds.
         RuntimeError: rich, for the progress bar, is not installed.
     """
-    _check(target, output_target, head_groups, step_ranges, tolerance, memory)
+    _check(target, output_target, head_groups, step_ranges, tolerance)
     modules = lite_modules(model)
     if not modules:
         raise wrong("model", f"{type(model).__name__} without LiteAttention", "a LiteAttention, or a model with some")
     run = _runner(model, inputs)
     survey = Survey()
-    with afresh(modules, skipping=False), watching(modules, survey.note):
+    with watched(modules, survey.note):
         dense_output = run()
     if output_target is not None and dense_output is None:
         raise wrong("output_target", output_target, "None, as inputs gives no tensor whose error could be measured")
     steps = survey.steps(modules)
     if step_ranges > 1 and any(module.num_steps is None for module in modules.values()):
         raise wrong("step_ranges", step_ranges, "1, or LiteAttention modules with num_steps")
-    ranges = _split(steps, step_ranges)
-    runs = passes(survey.units(head_groups), memory)
+    groups = {layer: _split("head_groups", head_groups, heads) for layer, (heads, _) in survey.heads.items()}
+    plan = Plan(_split("step_ranges", step_ranges, steps), groups, tolerance)
     for _ in range(ROUNDS):
-        found = _search_all(modules, runs, run, ranges, target, tolerance)
-        thresholds = _assemble(survey, found, target, ranges)
+        with progress(plan.runs, f"runs, target {target:.3g}") as done:
+            found = search(modules, run, plan, target, done)
+        thresholds = _assemble(survey, found, target, plan)
         thresholds.apply(model)
         if dense_output is None:
             return thresholds
@@ -101,14 +102,13 @@ def _check(
     head_groups: int,
     step_ranges: int,
     tolerance: float,
-    memory: int,
 ) -> None:
     for name, number in (("target", target), ("output_target", output_target)):
         if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
             raise wrong(name, number, "a positive number")
     if not (isinstance(tolerance, (int, float)) and 0 < tolerance <= -LOWEST):
         raise wrong("tolerance", tolerance, f"a positive number of at most {-LOWEST}")
-    for name, number in (("head_groups", head_groups), ("step_ranges", step_ranges), ("memory", memory)):
+    for name, number in (("head_groups", head_groups), ("step_ranges", step_ranges)):
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise wrong(name, number, "a positive int")
 
@@ -128,47 +128,20 @@ def _runner(model: nn.Module, inputs: Callable[[], object] | Iterable[tuple | di
     return run
 
 
-def _search_all(
-    modules: dict[str, LiteAttention],
-    runs: list[list[Unit]],
-    run: Callable[[], object],
-    ranges: list[tuple[int, int]],
-    target: float,
-    tolerance: float,
-) -> dict[Unit, Found]:
-    found = {}
-    with progress(sum(map(len, runs)) * len(ranges)) as (tell, done):
-        for number, units in enumerate(runs, 1):
-            tell(f"dense run {number} of {len(runs)}")
-            recorder = Recorder(units)
-            with afresh(modules, skipping=False), watching(modules, recorder.note):
-                run()
-            for unit in units:
-                tell(f"{unit.layer}, heads {unit.begin} to {unit.end - 1}")
-                found[unit] = search(recorder.calls.pop(unit), modules[unit.layer], ranges, target, tolerance, done)
-    return found
-
-
-def _assemble(survey: Survey, found: dict[Unit, Found], target: float, ranges: list[tuple[int, int]]) -> Thresholds:
+def _assemble(survey: Survey, found: dict[str, Found], target: float, plan: Plan) -> Thresholds:
     layers = []
-    for name, (_, _, head_dim) in survey.heads.items():
-        groups = {unit: one for unit, one in found.items() if unit.layer == name}
-        layers.append(
-            Layer(
-                name,
-                head_dim,
-                next(iter(groups.values())).tile,
-                tuple(HeadGroup(u.begin, u.end, one.thresholds, one.error, one.sparsity) for u, one in groups.items()),
-            )
-        )
-    return Thresholds(target, None, ranges[-1][1], tuple(ranges), tuple(layers))
+    for name, one in found.items():
+        columns = zip(plan.head_groups[name], one.thresholds, one.errors, one.sparsity, strict=True)
+        groups = tuple(HeadGroup(begin, end, tuple(of_group), *rest) for (begin, end), of_group, *rest in columns)
+        layers.append(Layer(name, survey.heads[name][1], one.tile, groups))
+    return Thresholds(target, None, plan.steps, plan.step_ranges, tuple(layers))
 
 
-def _split(steps: int, parts: int) -> list[tuple[int, int]]:
-    if parts > steps:
-        raise wrong("step_ranges", parts, f"at most the {steps} steps that inputs makes")
-    bounds = [steps * i // parts for i in range(parts + 1)]
-    return list(pairwise(bounds))
+def _split(name: str, parts: int, count: int) -> tuple[Span, ...]:
+    """`count` things in `parts` spans that follow each other."""
+    if parts > count:
+        raise wrong(name, parts, f"at most the {count} that inputs has")
+    return tuple(pairwise(count * i // parts for i in range(parts + 1)))
 
 
 def _relative_error(x: Tensor, reference: Tensor) -> float:

@@ -7,19 +7,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """Two functions: one tells what is being done, one that another of `total` is done.
+def progress(total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """A function that tells that another of `total` units is done.
 
     Raises:
         RuntimeError: rich is not installed.
     """
     try:
         from rich.console import Console
-        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     except ModuleNotFoundError:
         raise RuntimeError("calibrate needs rich: pip install 'lite-attention[calibrate]'") from None
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda text: bar.update(task, description=escape(text)), lambda: bar.advance(task)
+        task = bar.add_task(unit, total=total)
+        yield lambda: bar.advance(task)
