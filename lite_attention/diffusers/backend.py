@@ -48,7 +48,8 @@ def attend(
             "LiteAttention was called outside of the attention modules that lite_attention.diffusers.enable chose: "
             "call the modules, and not their processors, and don't choose the backend 'lite_attention' by name"
         )
-    if query.shape[1] != key.shape[1]:  # an image prompt's keys, say, in a module whose own attention is self-attention
+    layer.reached = True
+    if query.shape[1] != key.shape[1]:  # cross-attention in a module that doesn't say so, or an image prompt's keys
         return dispatch_attention_fn(
             query,
             key,
@@ -62,7 +63,6 @@ def attend(
             parallel_config=_parallel_config,
         )
     _refuse(layer, attn_mask, dropout_p, is_causal, _parallel_config)
-    layer.reached = True
     return layer.attention(query, key, value, scale=scale, stream=layer.session.stream)
 
 

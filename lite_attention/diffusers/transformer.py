@@ -32,7 +32,7 @@ def enable(
 
     Args:
         transformer: a diffusers model whose attention goes through diffusers' registry of backends, as those of Wan,
-            Flux, HunyuanVideo, LTX and most others do. Enable it before `torch.compile`.
+            Flux, LTX and most others do, without masks. Enable it before `torch.compile`.
         threshold, refresh_every, stats_steps, tile, backend: as in `LiteAttention`.
         num_steps: the calls that each stream makes for one prompt: the pipeline's num_inference_steps, for a scheduler
             that evaluates the model once a step. Of a pipeline with two transformers, such as Wan 2.2's, each makes
@@ -40,7 +40,8 @@ def enable(
         layers: takes the name of an attention module, such as "blocks.0.attn1", and says whether it is to be one of
             them; None takes all. Modules that say themselves that they are cross-attention are never among them. In
             the others, a call whose keys and queries differ in number is taken for cross-attention and computed by
-            the backend that was there before.
+            the backend that was there before; those that make no other calls, as LTX's "attn2", are better left out,
+            as `calibrate` wants calls of all.
 
     Raises:
         ValueError: LiteAttention is in already, there is no attention module for it, or a cache of diffusers is on.

@@ -178,20 +178,17 @@ def test_forced_tiles_count():
 
 
 def test_runs():
-    """One for shapes, five for each step range where there are 21 thresholds, one with what was found, one that skips.
+    """One for shapes, five for each step range where there are 21 thresholds, one with what was found.
 
-    The model that runs is dense but in the last.
+    In all of them the model is dense, whatever thresholds it had.
     """
-    steps, model, runs = steps_of(7), Model(), []
-
-    def run():
-        runs.append(torch.stack([model(*step) for step in steps]))
-
-    calibrate(model, run, 0.1, head_groups=2, step_ranges=2, tolerance=2.0)
+    steps, model, runs = steps_of(7), attention(threshold=-1.0), []
+    calibrate(
+        model, lambda: runs.append(torch.stack([model(*step) for step in steps])), 0.1, step_ranges=2, tolerance=2
+    )
     assert len(runs) == 1 + 2 * 5 + 1
-    assert all(torch.equal(outs, runs[0]) for outs in runs)
-    skipping = torch.stack([model(*step) for step in steps])
-    assert not torch.allclose(skipping, runs[0])
+    assert all(torch.equal(outs, dense(steps)) for outs in runs)
+    assert not torch.allclose(torch.stack([model(*step) for step in steps]), dense(steps))
 
 
 def test_output_error():

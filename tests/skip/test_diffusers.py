@@ -11,7 +11,13 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs diffusers: pip install 'lite-attention[diffusers]'")
 
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig, WanPipeline
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    LTXVideoTransformer3DModel,
+    PyramidAttentionBroadcastConfig,
+    WanPipeline,
+)
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from diffusion import HEAD_DIM, HEADS, STEPS, TEXT_DIM, TILE, Expected, denoise, flux, predict, prompt, wan
@@ -232,6 +238,28 @@ def test_cross_attention_in_a_chosen_module():
     for ours, theirs in zip(attn(x, text, ip_hidden_states=[image]), stock, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert attn.lite_attention.skip_list().max_seqlen_k == 19
+
+
+@torch.no_grad()
+def test_cross_attention_that_does_not_say_so():
+    """LTX's modules don't tell; its cross-attention has a mask."""
+    sizes = {"in_channels": 4, "out_channels": 4, "num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
+    model = LTXVideoTransformer3DModel(**sizes, num_layers=1, cross_attention_dim=32, caption_channels=32).eval()
+    call = {
+        "hidden_states": torch.randn(1, 32, 4),
+        "encoder_hidden_states": FIRST[:1],
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0]]),
+        "timestep": torch.tensor([500.0]),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+        "return_dict": False,
+    }
+    stock = model(**call)[0]
+    enable(model, -math.inf)
+    torch.testing.assert_close(model(**call)[0], stock, rtol=1e-5, atol=1e-5)
+    streams = {name: attention.streams for name, attention in lite_modules(model).items()}
+    assert streams == {"transformer_blocks.0.attn1": ("default",), "transformer_blocks.0.attn2": ()}
 
 
 @pytest.mark.parametrize(
