@@ -174,6 +174,13 @@ def test_a_refused_call_is_no_step_and_leaves_the_list():
         assert_same(attention, calls[step : step + 1], expected[step : step + 1])
 
 
+def test_a_refused_call_makes_no_list():
+    attention = module(backend="hopper")
+    with pytest.raises(ValueError, match="backend: got 'hopper' for tensors on cpu"):
+        attention(*next(coherent(1)))
+    assert not attention.streams
+
+
 def test_disabled_calls_are_dense_and_lists_go_on_after():
     calls = list(coherent(6))
     expected = functional([calls[0], calls[1], calls[4], calls[5]])
