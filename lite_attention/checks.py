@@ -13,7 +13,18 @@ from torch import Tensor
 
 from lite_attention.problem import FP8, Problem
 
-__all__ = ["DTYPES", "Problem", "check_append", "check_inference", "check_num_splits", "prepare", "wrong"]
+__all__ = [
+    "DTYPES",
+    "Problem",
+    "check_append",
+    "check_floats",
+    "check_inference",
+    "check_ints",
+    "check_length",
+    "check_num_splits",
+    "prepare",
+    "wrong",
+]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -81,12 +92,12 @@ def prepare(
     _check_heads(q, k, v, names)
 
     if varlen:
-        _check_ints("cu_seqlens_q", cu_seqlens_q, ("batch + 1",), q)
+        check_ints("cu_seqlens_q", cu_seqlens_q, ("batch + 1",), q)
         if cu_seqlens_q.shape[0] == 0:
             raise wrong("cu_seqlens_q", "no elements", "batch + 1 of them")
         batch = cu_seqlens_q.shape[0] - 1
-        _check_length("max_seqlen_q", max_seqlen_q)
-        _check_length("max_seqlen_k", max_seqlen_k)
+        check_length("max_seqlen_q", max_seqlen_q)
+        check_length("max_seqlen_k", max_seqlen_k)
         if paged and seqused_k is None and cu_seqlens_k is None:
             raise wrong(names[2], "None, with cu_seqlens_k=None", "one of them, for the key lengths")
         if not paged and cu_seqlens_k is None:
@@ -97,13 +108,13 @@ def prepare(
         if not paged and k.shape[0] != batch:
             raise wrong(names[0], f"a batch of {k.shape[0]}", f"the batch of q, {batch}")
     if cu_seqlens_k is not None:
-        _check_ints("cu_seqlens_k", cu_seqlens_k, (batch + 1,), q)
+        check_ints("cu_seqlens_k", cu_seqlens_k, (batch + 1,), q)
     if seqused_k is not None:
-        _check_ints(names[2], seqused_k, (batch,), q)
+        check_ints(names[2], seqused_k, (batch,), q)
     if scheduler_metadata is not None:
-        _check_ints("scheduler_metadata", scheduler_metadata, ("size",), q)
+        check_ints("scheduler_metadata", scheduler_metadata, ("size",), q)
     if paged:
-        _check_ints("block_table", block_table, (batch, "max_blocks"), q)
+        check_ints("block_table", block_table, (batch, "max_blocks"), q)
         page_size, pages = k.shape[1], block_table.shape[1]
         if page_size == 0:
             raise wrong(names[0], "pages of 0 keys", "a page_size of 1 or more")
@@ -120,9 +131,9 @@ def prepare(
     check_num_splits(num_splits)
     heads = q.shape[-2]
     if alibi_slopes is not None:
-        _check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
+        check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
     if sinks is not None:
-        _check_floats("sinks", sinks, ((heads,),), q)
+        check_floats("sinks", sinks, ((heads,),), q)
     k_descale = _check_descale("k_descale", k_descale, names[0], k, batch)
     v_descale = _check_descale("v_descale", v_descale, names[1], v, batch)
     if out is None:
@@ -206,7 +217,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -
         raise wrong(names[0], f"{k.shape[-2]} heads", f"a num_heads_k that divides the num_heads of q, {q.shape[-2]}")
 
 
-def _check_ints(name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor) -> None:
+def check_ints(name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor) -> None:
     """An int32 tensor on the device of `like`. Names in `shape` stand for any size."""
     if not isinstance(x, Tensor):
         raise wrong(name, type(x).__name__, "an int32 tensor")
@@ -220,7 +231,8 @@ def _check_ints(name: str, x: Tensor, shape: tuple[int | str, ...], like: Tensor
         raise wrong(name, f"strides {x.stride()}", "a last dimension of stride 1")
 
 
-def _check_floats(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> None:
+def check_floats(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], like: Tensor) -> None:
+    """A float32 tensor of one of `shapes`, on the device of `like`."""
     if not isinstance(x, Tensor):
         raise wrong(name, type(x).__name__, "a float32 tensor")
     if tuple(x.shape) not in shapes:
@@ -260,7 +272,8 @@ def _check_writable(name: str, x: Tensor) -> None:
         raise wrong(name, f"strides {x.stride()}", "memory of its own for every element, as an expanded tensor hasn't")
 
 
-def _check_length(name: str, value: int | None) -> None:
+def check_length(name: str, value: int | None) -> None:
+    """A number of tokens, or of anything else, that the host knows."""
     if isinstance(value, Tensor):  # int(value) would wait for the GPU
         raise wrong(name, "a tensor", "a Python int")
     if not isinstance(value, (int, torch.SymInt)) or value < 0:

@@ -256,7 +256,7 @@ def flash_attn_with_kvcache(
     if k is not None and cache_seqlens is None:
         raise wrong("cache_seqlens", None, "the lengths that k and v are appended at")
     appended = k.shape[1] if k is not None and k.dim() == 4 else 0  # another rank is check_append's to refuse
-    lengths = _lengths(cache_seqlens, q, appended)
+    lengths = cache_lengths(cache_seqlens, q, appended)
     problem = prepare(
         q,
         k_cache,
@@ -287,8 +287,8 @@ def flash_attn_with_kvcache(
     return _result(problem, return_softmax_lse)
 
 
-def _lengths(cache_seqlens: int | Tensor | None, q: Tensor, appended: int) -> Tensor | None:
-    """Key lengths once `appended` keys are in."""
+def cache_lengths(cache_seqlens: int | Tensor | None, q: Tensor, appended: int = 0) -> Tensor | None:
+    """`cache_seqlens` as a tensor (batch,), once `appended` keys are in."""
     if cache_seqlens is None:
         return None
     if isinstance(cache_seqlens, Tensor):

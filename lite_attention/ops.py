@@ -2,7 +2,8 @@
 
 `lite_attention::fwd` computes into `out` and `lse` and returns nothing. Its CPU implementation is Python, its CUDA
 implementation comes from the compiled extension, which registers it when it is loaded. `lite_attention::fwd_reference`
-has the same schema and computes the specification on any device.
+has the same schema and computes the specification on any device. `lite_attention::skip_fwd` and its `_reference` are
+the same for calls with skip lists (`lite_attention.skip.op`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from lite_attention import cpu, hopper, reference
 from lite_attention.checks import Problem, wrong
+from lite_attention.skip import op as skip_op
 from lite_attention.values import check_values
 
 SCHEMA = (
@@ -64,11 +66,13 @@ def _load_extension() -> str | None:
     return None
 
 
-for _name, _key, _implementation in (
-    ("lite_attention::fwd", "CPU", _fwd_cpu),
-    ("lite_attention::fwd_reference", "CompositeExplicitAutograd", _fwd_reference),
+for _name, _schema, _key, _implementation in (
+    ("lite_attention::fwd", SCHEMA, "CPU", _fwd_cpu),
+    ("lite_attention::fwd_reference", SCHEMA, "CompositeExplicitAutograd", _fwd_reference),
+    ("lite_attention::skip_fwd", skip_op.SCHEMA, "CPU", skip_op.fwd_cpu),
+    ("lite_attention::skip_fwd_reference", skip_op.SCHEMA, "CompositeExplicitAutograd", skip_op.fwd_reference),
 ):
-    torch.library.define(_name, SCHEMA)
+    torch.library.define(_name, _schema)
     torch.library.impl(_name, _key)(_implementation)
     torch.library.register_fake(_name)(_fwd_fake)
 

@@ -66,41 +66,61 @@ def attend(
     out = torch.empty(seqlen_q, heads, head_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(heads, seqlen_q, dtype=torch.float32, device=q.device)
 
-    j = torch.arange(seqlen_k, device=q.device)
     block = max(1, SCORES_AT_ONCE // max(1, heads * seqlen_k))
     for start in range(0, seqlen_q, block):
         rows = slice(start, min(start + block, seqlen_q))
-        # Query row i stands at key position i + seqlen_k - seqlen_q: the last row faces the last key (bottom right).
-        position = torch.arange(rows.start, rows.stop, device=q.device)[:, None] + seqlen_k - seqlen_q
-        visible = torch.ones(rows.stop - rows.start, seqlen_k, dtype=torch.bool, device=q.device)
-        if window_left >= 0:
-            visible &= j >= position - window_left
-        if window_right >= 0:
-            visible &= j <= position + window_right
-
+        seen = visible(rows, seqlen_q, seqlen_k, window_left, window_right, device=q.device)
         scores = torch.einsum("ihd,jhd->hij", q[rows].float(), k) * softmax_scale
         if softcap > 0:
             scores = softcap * torch.tanh(scores / softcap)
         if alibi_slopes is not None:
-            scores = scores - alibi_slopes.float()[:, None, None] * (position - j).abs()
-        scores = scores.masked_fill(~visible, -math.inf)
-
-        denominator = torch.logsumexp(scores, dim=-1)
-        if sinks is not None:  # a sink is a key with a logit of its own and a value of zero
-            denominator = torch.logaddexp(denominator, sinks.float()[:, None])
-        # A row without keys has a denominator of exp(-inf) = 0; its weights are 0, not 0 / 0.
-        weights = torch.exp(scores - denominator[..., None]).masked_fill(~visible, 0.0)
-
-        out[rows] = _weighted_sum(weights, v, visible)
-        lse[:, rows] = denominator
+            scores = scores - alibi_slopes.float()[:, None, None] * distance(rows, seqlen_q, seqlen_k, q.device).abs()
+        out[rows], lse[:, rows] = average(scores, seen, v, sinks)
     return out, lse
 
 
-def _weighted_sum(weights: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def distance(rows: slice, seqlen_q: int, seqlen_k: int, device: torch.device) -> Tensor:
+    """How many keys after a row's own position each key lies, (rows, seqlen_k).
+
+    Query row i stands at key position i + seqlen_k - seqlen_q: the last row faces the last key (bottom right).
+    """
+    position = torch.arange(rows.start, rows.stop, device=device)[:, None] + seqlen_k - seqlen_q
+    return torch.arange(seqlen_k, device=device) - position
+
+
+def visible(
+    rows: slice, seqlen_q: int, seqlen_k: int, window_left: int, window_right: int, device: torch.device
+) -> Tensor:
+    """Which keys these query rows of a sequence see: bool, (rows, seqlen_k)."""
+    after = distance(rows, seqlen_q, seqlen_k, device)
+    seen = torch.ones_like(after, dtype=torch.bool)
+    if window_left >= 0:
+        seen &= after >= -window_left
+    if window_right >= 0:
+        seen &= after <= window_right
+    return seen
+
+
+def average(scores: Tensor, seen: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean of v (keys, heads, head_dim) by the softmax of scores (heads, rows, keys) over the keys that are seen.
+
+    `seen` is (rows, keys), or (heads, rows, keys) where heads differ. Returns out (rows, heads, head_dim) and lse
+    (heads, rows).
+    """
+    scores = scores.masked_fill(~seen, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    if sinks is not None:  # a sink is a key with a logit of its own and a value of zero
+        lse = torch.logaddexp(lse, sinks.float()[:, None])
+    # A row without keys has a denominator of exp(-inf) = 0; its weights are 0, not 0 / 0.
+    weights = torch.exp(scores - lse[..., None]).masked_fill(~seen, 0.0)
+    return _weighted_sum(weights, v, seen), lse
+
+
+def _weighted_sum(weights: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """sum_j weights[h, i, j] * v[j, h, :] over the keys that row i sees: those it doesn't add nothing, even if NaN."""
     finite = v.isfinite().all(dim=2).all(dim=1)
     out = torch.einsum("hij,jhd->ihd", weights, v.masked_fill(~finite[:, None, None], 0.0))
     for j in torch.nonzero(~finite).flatten().tolist():
         term = weights[:, :, j].T[:, :, None] * v[j]
-        out += torch.where(visible[:, j, None, None], term, 0.0)
+        out += torch.where(seen[..., j].expand(weights.shape[:2]).T[:, :, None], term, 0.0)
     return out

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 
-def attention(q, k, v, *, scale, causal, window, softcap=0.0, slopes=None, sinks=None):
+def attention(q, k, v, *, scale, causal, window, softcap=0.0, slopes=None, sinks=None, visits=None):
     """One sequence: q (n, heads, d), k and v (m, heads_k, d), slopes and sinks one a head.
 
-    Gives out (n, heads, d) and lse (heads, n).
+    Row i looks at those of the keys that its mask lets it see for which visits(head, i, j) is true. Gives out (n,
+    heads, d) and lse (heads, n).
     """
     q, k, v = (x.double().numpy() for x in (q, k, v))
     (n, heads, d), (m, heads_k, _) = q.shape, k.shape
@@ -21,13 +22,15 @@ def attention(q, k, v, *, scale, causal, window, softcap=0.0, slopes=None, sinks
         sink = None if sinks is None else float(sinks[head])
         slope = 0.0 if slopes is None else float(slopes[head])
         for i in range(n):
-            seen = [j for j in range(m) if _sees(i, j, n, m, causal, window)]
+            seen = [j for j in range(m) if sees(i, j, n, m, causal, window)]
+            if visits is not None:
+                seen = [j for j in seen if visits(head, i, j)]
             logits = [_logit(q[i, head] @ k[j, shared] * scale, i + m - n - j, softcap, slope) for j in seen]
             out[i, head], lse[head, i] = _softmax_sum(logits, [v[j, shared] for j in seen], sink, d)
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
-def _sees(i, j, n, m, causal, window):
+def sees(i, j, n, m, causal, window):
     before = (m - 1 - j) - (n - 1 - i)  # how far key j lies before row i, both counted from the end
     left, right = window
     if causal:
