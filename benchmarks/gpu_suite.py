@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNEL_TESTS = ["tests/gpu/test_hopper.py", "tests/gpu/test_hopper_runtime.py", "tests/gpu/test_fp8.py"]
+KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in ("hopper", "hopper_runtime", "fp8", "skip", "module_gpu")]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
     "errors": ([], ["tests/gpu/test_beside_fa3.py"]),

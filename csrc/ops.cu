@@ -334,6 +334,8 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   FwdParams params;
   params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", call.heads().q),
                       alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
+  params.k_descale = descale_of(k_descale, "k_descale", call.keys(), call.batch(), call.heads().k);
+  params.v_descale = descale_of(v_descale, "v_descale", call.keys(), call.batch(), call.heads().k);
   attend(call,
          Selection(call.keys(), call.head_dim(), call.heads(), max_seqlen_q, window_left, window_right, call.paged(),
                    call.whole_rows),

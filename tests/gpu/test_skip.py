@@ -1,0 +1,125 @@
+"""The kernels with skip lists against the reference: lists bit for bit, outputs within the field's rule."""
+
+from __future__ import annotations
+
+import math
+
+import accuracy
+import pytest
+import torch
+
+from lite_attention import SkipList, flash_attn_func, skip_attention, skip_attention_varlen
+
+HEAD_DIMS = (128, 104)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def exact(lens_q, lens_k, heads, heads_k, d, dtype, seed):
+    """Sequences of small integers, whose scores no order of summation rounds. A few keys stand out, so lists change."""
+    generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
+
+    def draw(tokens, count, low, high):
+        shape = (tokens, count, d)
+        return torch.randint(low, high, shape, device=accuracy.DEVICE, generator=generator).to(dtype)
+
+    sequences = []
+    for sq, sk in zip(lens_q, lens_k, strict=True):
+        loud = torch.rand(sk, 1, 1, device=accuracy.DEVICE, generator=generator) < 0.02
+        k = draw(sk, heads_k, -1, 2) * torch.where(loud, 2, 1).to(dtype)
+        v = torch.randn(sk, heads_k, d, device=accuracy.DEVICE, generator=generator).to(dtype)
+        sequences.append((draw(sq, heads, -1, 2), k, v))
+    return sequences
+
+
+def lists(batch, heads, max_q, max_k, d, keep, seed):
+    """Two equal lists that visit about `keep` of all tiles."""
+    fresh = SkipList.fresh(batch, heads, max_q, max_k, head_dim=d, device=accuracy.DEVICE)
+    generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
+    visits = torch.rand(fresh.visits().shape, device=accuracy.DEVICE, generator=generator) < keep
+    tile = (fresh.block_m, fresh.block_n)
+    return [SkipList.from_visits(visits, tile, max_q, max_k) for _ in range(2)]
+
+
+def compare(call, skip_lists, threshold, **kwargs):
+    """`call(skip_list, threshold, backend, ...)` by the kernel and by the reference."""
+    out, lse = call(skip_lists[0], threshold, backend=None, **kwargs)
+    expected, expected_lse = call(skip_lists[1], threshold, backend="reference", **kwargs)
+    assert torch.equal(skip_lists[0].bits, skip_lists[1].bits)
+    assert not out.isnan().any()
+    rounding = 4 * torch.finfo(out.dtype).eps * expected.float().abs().max().clamp(min=1.0)
+    assert (out.float() - expected.float()).abs().max() <= rounding
+    torch.testing.assert_close(lse, expected_lse, atol=1e-3, rtol=1e-4)  # -inf where the reference has it, too
+    return out, lse
+
+
+def thresholds(heads, value, seed=0):
+    """One a head, at no distance that integer scores can have."""
+    generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
+    return (value - 0.37 * torch.rand(heads, device=accuracy.DEVICE, generator=generator)).clamp(max=0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", HEAD_DIMS)
+@pytest.mark.parametrize("keep", [1.0, 0.4, 0.05, 0.0])
+@pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window_size": (300, 100)}])
+@pytest.mark.parametrize(("sq", "sk"), [(700, 700), (1000, 3000), (5, 6001), (129, 177), (300, 100)])
+def test_fixed_length(sq, sk, mask, keep, d, dtype):
+    sequences = exact([sq] * 2, [sk] * 2, 4, 2, d, dtype, seed=sq)
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    both = lists(2, 4, sq, sk, d, keep, seed=sk)
+    for _ in range(2):  # the second call walks what the first one left
+        compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, **mask, **kwargs), both, thresholds(4, -3.0))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("page_size", [None, 16, 64, 176])
+def test_sequences_of_many_lengths(page_size, causal):
+    """Packed with poison after each sequence, or in pages with poison wherever no key is; lengths of zero too."""
+    lens_q, lens_k = [300, 1, 0, 513], [900, 40, 200, 0]
+    sequences = exact(lens_q, lens_k, 4, 2, 128, torch.bfloat16, seed=3)
+    case = accuracy.paged(sequences, page_size) if page_size else accuracy.packed(sequences)
+    q, k, v, *lengths = case.args
+    both = lists(4, 4, lengths[2], lengths[3], 128, 0.7, seed=1)
+    kwargs = {name: case.kwargs[name] for name in ("seqused_k", "block_table") if name in case.kwargs}
+    compare(
+        lambda x, t, **more: skip_attention_varlen(q, k, v, x, t, *lengths, causal=causal, **kwargs, **more),
+        both,
+        thresholds(4, -2.0),
+    )
+
+
+def test_forced_tiles_and_sinks():
+    sequences = exact([500, 500], [2000, 2000], 4, 2, 128, torch.bfloat16, seed=5)
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    both = lists(2, 4, 500, 2000, 128, 0.3, seed=2)
+    forced = {"must_do": [(170, 360)], "must_skip": [(700, 1300), (1990, 2000)], "sinks": torch.randn(4, device="cuda")}
+    for _ in range(2):
+        compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, **forced, **kwargs), both, thresholds(4, -1.0))
+
+
+def test_a_list_that_is_not_to_change_does_not():
+    sequences = exact([600], [2500], 2, 2, 128, torch.bfloat16, seed=6)
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    both = lists(1, 2, 600, 2500, 128, 0.5, seed=3)
+    before = both[0].bits.clone()
+    compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, update=False, **kwargs), both, thresholds(2, -0.5))
+    assert torch.equal(both[0].bits, before)
+
+
+def test_minus_infinity_is_dense_attention():
+    q, k, v = (torch.randn(2, n, h, 128, device="cuda").bfloat16() for n, h in ((900, 4), (1500, 2), (1500, 2)))
+    skip_list = SkipList.fresh(2, 4, 900, 1500, head_dim=128, device="cuda")
+    voted, untouched = (skip_attention(q, k, v, skip_list, -math.inf, update=update) for update in (True, False))
+    assert (skip_list.bits == -1).all()
+    for got, same, dense in zip(voted, untouched, flash_attn_func(q, k, v, return_softmax_lse=True), strict=True):
+        assert torch.equal(got, same)
+        torch.testing.assert_close(got.float(), dense.float(), atol=4e-3, rtol=1e-2)
+
+
+def test_many_items_for_each_block():
+    """Long enough for blocks to take items dynamically, their lists of very different lengths."""
+    sequences = exact([9000], [9000], 4, 4, 128, torch.bfloat16, seed=7)
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    both = lists(1, 4, 9000, 9000, 128, 0.2, seed=4)
+    both[0].bits[:, :, ::3] = both[1].bits[:, :, ::3] = 0
+    compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, causal=True, **kwargs), both, thresholds(4, -2.0))
