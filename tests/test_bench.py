@@ -62,7 +62,7 @@ def bench(out, *arguments):
 
 def test_flops_and_bytes_are_those_of_the_mask(shape):
     seen = sum(
-        oracle._sees(i, j, q, k, shape.causal, (-1, -1))
+        oracle.sees(i, j, q, k, shape.causal, (-1, -1))
         for q, k in zip(shape.q_lens, shape.k_lens, strict=True)
         for i in range(q)
         for j in range(k)
