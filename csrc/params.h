@@ -95,8 +95,9 @@ struct FwdParams {
   float* partial_out = nullptr;  // (2 * num_workers, kCluster * kBlockM, kHeadDim), normalised
   float* partial_lse = nullptr;  // (2 * num_workers, kCluster * kBlockM)
 
-  SkipList skip;
   Descale k_descale, v_descale;  // of FP8 keys and values
+
+  SkipList skip;
 };
 
 }  // namespace lite_attention

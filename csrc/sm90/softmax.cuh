@@ -99,8 +99,11 @@ struct OnlineSoftmax {
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
       normalise[i] = sum == 0.f ? 1.f : 1.f / sum;
-      const float base = kExactMax ? offset[i] * kLn2 : row_max[i] * softmax_scale;
-      lse[i] = sum == 0.f ? -INFINITY : base + (logf(sum) - kShift * kLn2);
+      if constexpr (kExactMax) {
+        lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + logf(sum);
+      } else {
+        lse[i] = sum == 0.f ? -INFINITY : row_max[i] * softmax_scale + (logf(sum) - kShift * kLn2);
+      }
     }
   }
 
