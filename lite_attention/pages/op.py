@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_attention.pages import cpu, reference
 from lite_attention.pages.lists import PageLists
 from lite_attention.pages.problem import Selection
-from lite_attention.pages.values import check_lists, check_page_numbers, check_selection
+from lite_attention.pages.values import check_lists, check_page_numbers, check_selection, check_start
 from lite_attention.problem import Problem
 from lite_attention.values import check_values
 
@@ -27,6 +27,7 @@ ATTEND_SCHEMA = (
 
 def sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
     """On the CPU and for the reference: sketches have one meaning, to the bit."""
+    check_start(sketch)
     check_page_numbers(pages, k_cache.shape[0])
     reference.write_sketch(k_cache, sketch, pages)
 

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from lite_attention.checks import wrong
-from lite_attention.pages.layout import PAGE
+from lite_attention.pages.layout import ALIGNMENT, PAGE
 from lite_attention.pages.problem import Selection
 from lite_attention.problem import Problem
 from lite_attention.values import check_lengths, check_pages, lengths_of
+
+
+def check_start(sketch: Tensor) -> None:
+    """Raises ValueError where vector loads don't reach the sketches; their strides were checked before."""
+    start = sketch.storage_offset()
+    if start % ALIGNMENT:
+        raise wrong("sketch", f"a view from byte {start} on", f"one that starts at a multiple of {ALIGNMENT} bytes")
 
 
 def check_page_numbers(pages: Tensor, num_blocks: int) -> None:
@@ -22,6 +29,7 @@ def check_page_numbers(pages: Tensor, num_blocks: int) -> None:
 def check_selection(selection: Selection) -> None:
     """Raises ValueError for lengths or pages that don't fit."""
     s = selection
+    check_start(s.sketch)
     longest = max(lengths_of("cu_seqlens_q", s.cu_seqlens_q, s.q.shape[0]), default=0)
     if longest > s.max_seqlen_q:
         raise wrong("max_seqlen_q", s.max_seqlen_q, f"at least the longest sequence of cu_seqlens_q, {longest}")
