@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lite_attention.cpu import with_sinks
 from lite_attention.pages.layout import PAGE
 from lite_attention.problem import Problem, dequantised, select_pages
 from lite_attention.reference import average
@@ -28,10 +29,15 @@ def attend(problem: Problem, indices: Tensor, counts: Tensor) -> None:
                 for x, descale in ((problem.k, problem.k_descale), (problem.v, problem.v_descale))
             )
             heads = slice(head * group, (head + 1) * group)
-            scores = torch.einsum("ihd,jd->hij", q[:, heads].float(), k[:, 0]) * problem.softmax_scale
+            # The heads of a group are rows of one head, so that its values are read once.
+            scores = q[:, heads].float().flatten(0, 1) @ k[:, 0].T * problem.softmax_scale
             keys = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten()
-            sinks = None if problem.sinks is None else problem.sinks[heads]
             # No row's position is past the last key, so the end of the last page goes with what is not seen.
-            result, result_lse = average(scores, keys <= positions, v.expand(-1, group, -1), sinks)
+            seen = (keys <= positions).repeat_interleave(group, dim=0)
+            result, result_lse = average(scores[None], seen, v, None)
+            result = result.view(sequence.q_len, group, problem.head_dim)
+            result_lse = result_lse.view(sequence.q_len, group)
+            if problem.sinks is not None:
+                result, result_lse = with_sinks(result, result_lse, problem.sinks[heads])
             out[:, heads] = result.to(out.dtype)
-            lse[heads] = result_lse
+            lse[heads] = result_lse.T
