@@ -81,6 +81,7 @@ VALUE_ERRORS = [
     (select, {"q": Q[..., :0]}, r"q: got shape \(3, 4, 0\); needs num_heads and head_dim of 1 or more"),
     (select, {"q": Q[:, :3]}, "sketch: got 2 heads; needs a num_heads_k that divides the num_heads of q, 3"),
     (select, {"sketch": SKETCH[:, :0]}, "sketch: got 0 heads"),
+    (select, {"sketch": torch.zeros(5, 2, 64, dtype=torch.uint8)[..., 8:56]}, "sketch: got a view from byte 8 on"),
     (select, {"seqused_k": None}, "seqused_k: got NoneType"),
     (select, {"cu_seqlens_q": ints(0, 1)}, r"cu_seqlens_q: got shape \(2,\); needs \(3\)"),
     (select, {"block_table": ints((0, 1))}, r"block_table: got shape \(1, 2\); needs \(2, max_blocks\)"),
