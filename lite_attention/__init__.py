@@ -1,5 +1,6 @@
 """LiteAttention: attention for serving and diffusion on NVIDIA Hopper."""
 
+from lite_attention import pages
 from lite_attention.calibration.calibrate import calibrate
 from lite_attention.calibration.file import load_thresholds, save_thresholds
 from lite_attention.calibration.thresholds import Thresholds
@@ -31,6 +32,7 @@ __all__ = [
     "lite_modules",
     "load_thresholds",
     "merge_attention",
+    "pages",
     "save_thresholds",
     "scheduler_metadata_size",
     "skip_attention",

@@ -22,6 +22,8 @@ __all__ = [
     "check_ints",
     "check_length",
     "check_num_splits",
+    "check_operand",
+    "is_number",
     "prepare",
     "wrong",
 ]
@@ -84,9 +86,9 @@ def prepare(
         k_layout = "(num_blocks, page_size, num_heads_k, head_dim)"
     else:
         k_layout = "(total_k, num_heads_k, head_dim)" if varlen else "(batch, seqlen_k, num_heads_k, head_dim)"
-    _check_operand("q", q, q_layout)
-    _check_operand(names[0], k, k_layout, like=q, or_fp8=True)
-    _check_operand(names[1], v, k_layout, like=q, or_fp8=True)
+    check_operand("q", q, q_layout)
+    check_operand(names[0], k, k_layout, like=q, or_fp8=True)
+    check_operand(names[1], v, k_layout, like=q, or_fp8=True)
     if v.dtype != k.dtype:
         raise wrong(names[1], v.dtype, f"the dtype of {names[0]}, {k.dtype}")
     _check_heads(q, k, v, names)
@@ -124,9 +126,9 @@ def prepare(
             raise wrong("block_table", f"{pages} pages of {page_size} keys", f"room for max_seqlen_k={max_seqlen_k}")
 
     left, right = _check_window(window_size)
-    if softmax_scale is not None and not (_is_number(softmax_scale) and 0 < softmax_scale < math.inf):
+    if softmax_scale is not None and not (is_number(softmax_scale) and 0 < softmax_scale < math.inf):
         raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
-    if not (_is_number(softcap) and 0 <= softcap < math.inf):
+    if not (is_number(softcap) and 0 <= softcap < math.inf):
         raise wrong("softcap", softcap, "a positive number, or 0.0 for none")
     check_num_splits(num_splits)
     heads = q.shape[-2]
@@ -139,7 +141,7 @@ def prepare(
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     else:
-        _check_operand("out", out, q_layout, like=q)
+        check_operand("out", out, q_layout, like=q)
         if out.shape != q.shape:
             raise wrong("out", f"shape {tuple(out.shape)}", f"the shape of q, {tuple(q.shape)}")
         _check_writable("out", out)
@@ -179,7 +181,7 @@ def check_num_splits(num_splits: int) -> None:
 def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:
     """Checks k and v (batch, seqlen_new, heads_k, head_dim), which are to be written into the caches of `problem`."""
     for name, x, cache in (("k", k, problem.k), ("v", v, problem.v)):
-        _check_operand(name, x, "(batch, seqlen_new, num_heads_k, head_dim)", like=problem.q, or_fp8=True, strided=True)
+        check_operand(name, x, "(batch, seqlen_new, num_heads_k, head_dim)", like=problem.q, or_fp8=True, strided=True)
         if x.dtype != cache.dtype:
             raise wrong(name, x.dtype, f"the dtype of {name}_cache, {cache.dtype}")
         works = (problem.batch, k.shape[1], problem.heads_k, problem.head_dim)
@@ -188,7 +190,7 @@ def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:
         _check_writable(f"{name}_cache", cache)
 
 
-def _check_operand(
+def check_operand(
     name: str, x: Tensor, layout: str, like: Tensor | None = None, or_fp8: bool = False, strided: bool = False
 ) -> None:
     """A tensor ranked as `layout`, with dtype (`or_fp8`) and device of `like`; no gaps in head_dim unless `strided`."""
@@ -292,5 +294,5 @@ def _clamp(side: int) -> int:
     return min(max(side, -1), 1 << 30)
 
 
-def _is_number(x: object) -> bool:
+def is_number(x: object) -> bool:
     return isinstance(x, (int, float, torch.SymFloat)) and not isinstance(x, bool)

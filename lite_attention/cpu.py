@@ -87,7 +87,7 @@ def _attend_rows(problem: Problem, sequences: list[Sequence], pages: int) -> Non
     )
     result, result_lse = result.reshape(batch, heads, head_dim), result_lse.reshape(batch, heads)
     if problem.sinks is not None:
-        result, result_lse = _with_sinks(result, result_lse, problem.sinks)
+        result, result_lse = with_sinks(result, result_lse, problem.sinks)
     out.index_copy_(0, rows, result.to(out.dtype))
     lse.index_copy_(0, rows, result_lse)
 
@@ -112,13 +112,13 @@ def _attend(problem: Problem, sequence: Sequence) -> None:
         mask = _mask(start + shift, stop + shift, first, last, left, right, problem.slopes(sequence))
         result, result_lse = _fused(q[start:stop], k[first:last], v[first:last], mask, problem.softmax_scale)
         if problem.sinks is not None:
-            result, result_lse = _with_sinks(result, result_lse.T, problem.sinks)
+            result, result_lse = with_sinks(result, result_lse.T, problem.sinks)
             result_lse = result_lse.T
         out[start:stop] = result
         lse[:, start:stop] = result_lse
 
 
-def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """out (rows, heads, head_dim) and lse (rows, heads) once `exp(sinks)` joins the denominators."""
     joined = torch.logaddexp(lse, sinks)
     return out * torch.exp(lse - joined)[..., None], joined

@@ -3,7 +3,7 @@
 `lite_attention::fwd` computes into `out` and `lse` and returns nothing. Its CPU implementation is Python, its CUDA
 implementation comes from the compiled extension, which registers it when it is loaded. `lite_attention::fwd_reference`
 has the same schema and computes the specification on any device. `lite_attention::skip_fwd` and its `_reference` are
-the same for calls with skip lists (`lite_attention.skip.op`).
+the same for calls with skip lists (`lite_attention.skip.op`). The ops of page lists are `lite_attention.pages.op`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from lite_attention import cpu, hopper, reference
 from lite_attention.checks import Problem, wrong
+from lite_attention.pages import op as page_op
 from lite_attention.skip import op as skip_op
 from lite_attention.values import check_values
 
@@ -71,6 +72,7 @@ for _name, _schema, _key, _implementation in (
     ("lite_attention::fwd_reference", SCHEMA, "CompositeExplicitAutograd", _fwd_reference),
     ("lite_attention::skip_fwd", skip_op.SCHEMA, "CPU", skip_op.fwd_cpu),
     ("lite_attention::skip_fwd_reference", skip_op.SCHEMA, "CompositeExplicitAutograd", skip_op.fwd_reference),
+    *page_op.OPS,
 ):
     torch.library.define(_name, _schema)
     torch.library.impl(_name, _key)(_implementation)

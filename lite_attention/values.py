@@ -24,7 +24,7 @@ def check_values(problem: Problem, lengths_name: str = "seqused_k") -> None:
     """Raises ValueError for lengths or pages that don't fit. `lengths_name` is what the caller calls seqused_k."""
     p = problem
     if p.cu_seqlens_q is not None:
-        longest = max(_lengths("cu_seqlens_q", p.cu_seqlens_q, p.q.shape[0]), default=0)
+        longest = max(lengths_of("cu_seqlens_q", p.cu_seqlens_q, p.q.shape[0]), default=0)
         if longest > p.max_seqlen_q:
             raise wrong("max_seqlen_q", p.max_seqlen_q, f"at least the longest sequence of cu_seqlens_q, {longest}")
 
@@ -35,29 +35,35 @@ def check_values(problem: Problem, lengths_name: str = "seqused_k") -> None:
         capacity = [p.k.shape[1]] * p.batch
     lengths, name = capacity, "cu_seqlens_k"
     if p.cu_seqlens_k is not None:
-        lengths = _lengths("cu_seqlens_k", p.cu_seqlens_k, p.k.shape[0] if p.packed else None)
+        lengths = lengths_of("cu_seqlens_k", p.cu_seqlens_k, p.k.shape[0] if p.packed else None)
         capacity = lengths if p.packed else capacity
     if p.seqused_k is not None:
         lengths, name = p.seqused_k.tolist(), lengths_name
-    for b, (length, room) in enumerate(zip(lengths, capacity, strict=True)):
-        if length < 0:
-            raise wrong(name, f"{length} for sequence {b}", "lengths of 0 or more")
-        if length > room and p.paged:
-            raise wrong(
-                "block_table",
-                f"{p.block_table.shape[1]} pages of {p.page_size} keys",
-                f"room for the {length} keys of sequence {b} ({name})",
-            )
-        if length > room:
-            raise wrong(name, f"{length} for sequence {b}", f"at most the {room} keys that it has")
+    check_lengths(name, lengths, capacity, p.page_size)
     longest = max(lengths, default=0)
     if longest > p.max_seqlen_k:
         raise wrong("max_seqlen_k", p.max_seqlen_k, f"at least the longest sequence of {name}, {longest}")
     if p.paged:
-        _check_pages(p.block_table, lengths, p.page_size, p.k.shape[0])
+        check_pages(p.block_table, lengths, p.page_size, p.k.shape[0])
 
 
-def _lengths(name: str, starts: Tensor, rows: int | None) -> list[int]:
+def check_lengths(name: str, lengths: list[int], capacity: list[int], page_size: int | None) -> None:
+    """Raises ValueError for a length, of what the caller calls `name`, that its keys or its pages have no room for."""
+    for b, (length, room) in enumerate(zip(lengths, capacity, strict=True)):
+        if length < 0:
+            raise wrong(name, f"{length} for sequence {b}", "lengths of 0 or more")
+        if length > room and page_size is not None:
+            raise wrong(
+                "block_table",
+                f"{room // page_size} pages of {page_size} keys",
+                f"room for the {length} keys of sequence {b} ({name})",
+            )
+        if length > room:
+            raise wrong(name, f"{length} for sequence {b}", f"at most the {room} keys that it has")
+
+
+def lengths_of(name: str, starts: Tensor, rows: int | None) -> list[int]:
+    """The differences of `starts`, which rise from 0 and end at `rows` or before."""
     values = starts.tolist()
     lengths = [end - start for start, end in pairwise(values)]
     if values[0] < 0 or min(lengths, default=0) < 0:
@@ -67,7 +73,8 @@ def _lengths(name: str, starts: Tensor, rows: int | None) -> list[int]:
     return lengths
 
 
-def _check_pages(block_table: Tensor, lengths: list[int], page_size: int, num_blocks: int) -> None:
+def check_pages(block_table: Tensor, lengths: list[int], page_size: int, num_blocks: int) -> None:
+    """Raises ValueError where an entry that a sequence of `lengths` uses is no page of the cache."""
     pages = torch.tensor([-(-length // page_size) for length in lengths], device=block_table.device)
     used = torch.arange(block_table.shape[1], device=block_table.device) < pages[:, None]
     bad = ((block_table < 0) | (block_table >= num_blocks)) & used

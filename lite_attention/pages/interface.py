@@ -1,0 +1,211 @@
+"""The public functions of decoding from listed pages.
+
+`write_sketch` after the keys of a page are complete, then for each decode step `select_pages` and `attend_pages`.
+Common to them:
+
+- The cache has pages of 16 tokens; query head h reads key head `h // (num_heads // num_heads_k)`.
+- Attention is causal, aligned to the bottom right: the last query token of a sequence sees all of its `seqused_k`
+  keys, the one before it all but the last. Windows, softcap and ALiBi are for dense attention.
+- What a call writes is in tensors of the caller's or in its result; calls can be compiled with `torch.compile`.
+- A sequence's list and output are the same in any batch.
+
+`lite_attention.pages.reference` has every detail, `lite_attention.pages.layout` the bytes of a sketch. Sources of the
+ideas: this project's study of decode lists; sketches of pages, Quest (arXiv 2406.10774); a budget of softmax mass,
+Twilight (arXiv 2502.02770); leaving out what is negligible, LiteAttention (arXiv 2511.11062).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lite_attention.checks import check_inference, check_ints, check_operand, is_number, prepare, wrong
+from lite_attention.pages import op
+from lite_attention.pages.checks import (
+    as_factors,
+    check_batch,
+    check_budget,
+    check_cache,
+    check_lists,
+    check_queries,
+    check_sketch,
+    choose,
+)
+from lite_attention.pages.layout import sketch_bytes
+from lite_attention.pages.lists import PageLists
+from lite_attention.pages.problem import Selection
+
+
+def empty_sketch(k_cache: Tensor) -> Tensor:
+    """Room for the sketches of a cache (num_blocks, 16, num_heads_k, head_dim), on its device; what it holds is unset.
+
+    Returns:
+        uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim)).
+
+    Raises:
+        ValueError: a cache of another form.
+    """
+    check_cache("k_cache", k_cache)
+    num_blocks, _, heads_k, head_dim = k_cache.shape
+    return torch.empty(num_blocks, heads_k, sketch_bytes(head_dim), dtype=torch.uint8, device=k_cache.device)
+
+
+def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str | None = None) -> None:
+    """Writes, in place, the sketches of full pages from their keys.
+
+    Args:
+        k_cache: (num_blocks, 16, num_heads_k, head_dim), bfloat16, float16, float32 or float8_e4m3fn; any strides with
+            a contiguous head_dim. FP8 keys count as stored, so that the descale is for `select_pages`.
+        sketch: uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim)), as `empty_sketch` makes; its strides may have
+            gaps between pages and heads, in multiples of 16 bytes.
+        pages: int32 (n,), the pages that are full now, by their number in the cache. Negative ones are padding. A page
+            may come twice.
+        backend: None or "cpu" for CPU tensors; "reference" on any device.
+
+    Raises:
+        ValueError: arguments that don't fit together; the message names the argument, what it was given, and what
+            works. On the CPU also a page that the cache hasn't.
+        NotImplementedError: a cache that requires grad (with grad enabled), or a device without a backend.
+    """
+    check_inference(k_cache=k_cache)
+    check_cache("k_cache", k_cache)
+    check_sketch(sketch, k_cache.shape[3], k_cache)
+    if sketch.shape[:2] != (k_cache.shape[0], k_cache.shape[2]):
+        works = (k_cache.shape[0], k_cache.shape[2], sketch.shape[2])
+        raise wrong("sketch", f"shape {tuple(sketch.shape)}", f"{works}, for the pages and heads of k_cache")
+    check_ints("pages", pages, ("n",), k_cache)
+    op.launch_sketch(k_cache, sketch, pages, choose(k_cache, backend))
+
+
+def select_pages(
+    q: Tensor,
+    sketch: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    *,
+    eps: float,
+    min_context: int = 0,
+    newest: int = 64,
+    softmax_scale: float | None = None,
+    k_descale: Tensor | None = None,
+    backend: str | None = None,
+) -> PageLists:
+    """Lists, for each sequence and KV head, the pages that its queries need.
+
+    Always listed are a sequence's first page and those of the newest tokens that a query sees. Of the others a list has
+    the fewest for which the estimated softmax mass of what is left out is at most `eps` in every query head of the KV
+    head; over several query tokens, the union.
+
+    Args:
+        q: (total_q, num_heads, head_dim), bfloat16, float16 or float32. Sequence b has the rows `cu_seqlens_q[b]` to
+            `cu_seqlens_q[b + 1]`; rows after the last are padding.
+        sketch: as `write_sketch` writes it. Read are the sketches of full pages: page n of a sequence where 16 (n + 1)
+            is at most `seqused_k`.
+        cu_seqlens_q, seqused_k, block_table: int32 (batch + 1,), (batch,), (batch, max_blocks), as in
+            `flash_attn_varlen_func`. Entries of `block_table` after a sequence's last page are never read.
+        max_seqlen_q: the most query tokens that a sequence has, or more.
+        eps: 0 <= eps < 1, a share of mass. 0 lists everything.
+        min_context: sequences of fewer keys list everything.
+        newest: tokens, 1 or more.
+        softmax_scale: factor on q.k, positive; None is 1 / sqrt(head_dim).
+        k_descale: float32 (), (num_heads_k,) or (batch, num_heads_k): the factors of FP8 keys; None is 1.
+        backend: as in `write_sketch`.
+
+    Returns:
+        The lists, for `attend_pages` with the same `seqused_k` and `block_table`.
+
+    Raises:
+        ValueError, NotImplementedError: as `write_sketch`; on the CPU ValueError also for lengths or pages that don't
+            fit.
+    """
+    check_inference(q=q, k_descale=k_descale)
+    check_queries(q, sketch)
+    check_batch(q, cu_seqlens_q, seqused_k, block_table, max_seqlen_q)
+    check_budget(eps, min_context, newest)
+    if softmax_scale is None:
+        softmax_scale = 1.0 / math.sqrt(q.shape[2])
+    elif not (is_number(softmax_scale) and 0 < softmax_scale < math.inf):
+        raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
+    batch, heads_k = seqused_k.shape[0], sketch.shape[1]
+    selection = Selection(
+        q,
+        sketch,
+        PageLists.empty(batch, heads_k, block_table.shape[1], q.device),
+        cu_seqlens_q,
+        seqused_k,
+        block_table,
+        as_factors(k_descale, batch, heads_k, q),
+        max_seqlen_q,
+        float(softmax_scale),
+        float(eps),
+        min_context,
+        newest,
+    )
+    op.launch_select(selection, choose(q, backend))
+    return selection.lists
+
+
+def attend_pages(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lists: PageLists,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    *,
+    softmax_scale: float | None = None,
+    sinks: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention over the keys of listed pages; with all pages listed it is dense attention.
+
+    Args:
+        q: (total_q, num_heads, head_dim).
+        k_cache, v_cache: (num_blocks, 16, num_heads_k, head_dim), dtype of q, or both float8_e4m3fn.
+        lists: as `select_pages` returns. Read are `indices` and `counts`: ascending pages, each of which the sequence
+            has. Pages that no list has are not read.
+        sinks, k_descale, v_descale, out: as in `flash_attn_varlen_func`.
+
+    The other arguments are those of `select_pages`.
+
+    Returns:
+        out (total_q, num_heads, head_dim) in the dtype of q, and lse (num_heads, total_q), float32: the natural
+        logarithm of each row's softmax denominator over listed pages. A row that sees no listed key gives zeros and
+        -inf, or the sink's logit.
+
+    Raises:
+        ValueError, NotImplementedError: as `select_pages`; on the CPU ValueError also for lists that don't fit.
+    """
+    check_inference(q=q, k_cache=k_cache, v_cache=v_cache, sinks=sinks, out=out)
+    check_cache("k_cache", k_cache)
+    check_operand("q", q, "(total_q, num_heads, head_dim)")
+    check_batch(q, cu_seqlens_q, seqused_k, block_table, max_seqlen_q)
+    problem = prepare(
+        q,
+        k_cache,
+        v_cache,
+        cu_seqlens_q=cu_seqlens_q,
+        seqused_k=seqused_k,
+        block_table=block_table,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=block_table.shape[1] * k_cache.shape[1],
+        softmax_scale=softmax_scale,
+        causal=True,
+        sinks=sinks,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        out=out,
+        names=("k_cache", "v_cache", "seqused_k"),
+    )
+    check_lists(problem, lists)
+    op.launch_attend(problem, lists, choose(q, backend))
+    return problem.out, problem.lse

@@ -1,0 +1,150 @@
+"""The torch custom ops of page lists. `lite_attention.ops` registers them; each writes in place and returns nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lite_attention.pages import cpu, reference
+from lite_attention.pages.lists import PageLists
+from lite_attention.pages.problem import Selection
+from lite_attention.pages.values import check_lists, check_page_numbers, check_selection, check_start
+from lite_attention.problem import Problem
+from lite_attention.values import check_values
+
+SKETCH_SCHEMA = "(Tensor k_cache, Tensor(a!) sketch, Tensor pages) -> ()"
+SELECT_SCHEMA = (
+    "(Tensor q, Tensor sketch, Tensor(a!) bits, Tensor(b!) indices, Tensor(c!) counts, "
+    "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, Tensor? k_descale, "
+    "SymInt max_seqlen_q, float softmax_scale, float eps, int min_context, int newest) -> ()"
+)
+ATTEND_SCHEMA = (
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor(b!) lse, Tensor indices, Tensor counts, "
+    "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, float softmax_scale, "
+    "Tensor? sinks, Tensor? k_descale, Tensor? v_descale) -> ()"
+)
+
+
+def sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
+    """On the CPU and for the reference: sketches have one meaning, to the bit."""
+    check_start(sketch)
+    check_page_numbers(pages, k_cache.shape[0])
+    reference.write_sketch(k_cache, sketch, pages)
+
+
+def select(q: Tensor, sketch: Tensor, bits: Tensor, indices: Tensor, counts: Tensor, *rest: object) -> None:
+    """On the CPU and for the reference."""
+    selection = Selection(q, sketch, PageLists(bits, indices, counts), *rest)
+    check_selection(selection)
+    reference.select(selection)
+
+
+def attend_cpu(*args: object) -> None:
+    cpu.attend(*_attention(*args))
+
+
+def attend_reference(*args: object) -> None:
+    reference.attend(*_attention(*args))
+
+
+OPS = (
+    ("lite_attention::page_sketch", SKETCH_SCHEMA, "CPU", sketch),
+    ("lite_attention::page_sketch_reference", SKETCH_SCHEMA, "CompositeExplicitAutograd", sketch),
+    ("lite_attention::page_select", SELECT_SCHEMA, "CPU", select),
+    ("lite_attention::page_select_reference", SELECT_SCHEMA, "CompositeExplicitAutograd", select),
+    ("lite_attention::page_attend", ATTEND_SCHEMA, "CPU", attend_cpu),
+    ("lite_attention::page_attend_reference", ATTEND_SCHEMA, "CompositeExplicitAutograd", attend_reference),
+)
+"""Name, schema, dispatch key and implementation of each."""
+
+
+def launch_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, backend: str) -> None:
+    _op("page_sketch", backend)(k_cache, sketch, pages)
+
+
+def launch_select(selection: Selection, backend: str) -> None:
+    s = selection
+    _op("page_select", backend)(
+        s.q,
+        s.sketch,
+        s.lists.bits,
+        s.lists.indices,
+        s.lists.counts,
+        s.cu_seqlens_q,
+        s.seqused_k,
+        s.block_table,
+        s.k_descale,
+        s.max_seqlen_q,
+        s.softmax_scale,
+        s.eps,
+        s.min_context,
+        s.newest,
+    )
+
+
+def launch_attend(problem: Problem, lists: PageLists, backend: str) -> None:
+    """Computes `problem` over the listed pages into its `out` and `lse`."""
+    _op("page_attend", backend)(
+        problem.q,
+        problem.k,
+        problem.v,
+        problem.out,
+        problem.lse,
+        lists.indices,
+        lists.counts,
+        problem.cu_seqlens_q,
+        problem.seqused_k,
+        problem.block_table,
+        problem.max_seqlen_q,
+        problem.softmax_scale,
+        problem.sinks,
+        problem.k_descale,
+        problem.v_descale,
+    )
+
+
+def _op(name: str, backend: str) -> object:
+    return getattr(torch.ops.lite_attention, f"{name}_reference" if backend == "reference" else name)
+
+
+def _attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    softmax_scale: float,
+    sinks: Tensor | None,
+    k_descale: Tensor | None,
+    v_descale: Tensor | None,
+) -> tuple[Problem, Tensor, Tensor]:
+    """The arguments of the op that attends, once their values are checked."""
+    problem = Problem(
+        q,
+        k_cache,
+        v_cache,
+        out,
+        lse,
+        cu_seqlens_q,
+        None,
+        seqused_k,
+        block_table,
+        None,
+        max_seqlen_q,
+        block_table.shape[1] * k_cache.shape[1],
+        softmax_scale,
+        -1,
+        0,
+        sinks=sinks,
+        k_descale=k_descale,
+        v_descale=v_descale,
+    )
+    check_values(problem)
+    check_lists(problem, indices, counts)
+    return problem, indices, counts

@@ -1,0 +1,217 @@
+"""Which pages are listed: against the oracle, and the promises one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import page_oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from page_cases import HUGE, PageCase, Step, page_cases, sets_of
+
+from lite_attention.pages import PAGE, empty_sketch, select_pages, write_sketch
+from lite_attention.pages.estimate import log_mass
+
+LONG = PageCase(q_lens=(1, 1), k_lens=(1000, 700), eps=0.2, sharp=1.5)
+
+
+def everything(k_len):
+    return set(range(-(-k_len // PAGE)))
+
+
+@given(page_cases())
+def test_the_lists_are_the_oracles(case):
+    step = Step(case)
+    for backend in ("cpu", "reference"):
+        assert sets_of(step.select(backend=backend)) == page_oracle.lists(step)
+
+
+@given(page_cases())
+@settings(max_examples=50)
+def test_what_is_left_out_is_within_the_budget(case):
+    step = Step(case)
+    lists = sets_of(step.select())
+    for b, (q_len, k_len) in enumerate(zip(case.q_lens, case.k_lens, strict=True)):
+        for head in range(case.heads_k):
+            for i in range(max(0, q_len - k_len), q_len):
+                queries, sketches = page_oracle.seen_by(step, b, head, i)
+                scale = step.scale * step.descale("k_descale", b, head)
+                for share in page_oracle.shares(queries, sketches, scale):
+                    left_out = math.fsum(x for page, x in share.items() if page not in lists[b][head])
+                    assert left_out <= case.eps * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.1, 0.4])
+def test_no_listed_page_could_go(eps):
+    """Were the least of those that the budget chose left out too, some head would miss more than eps."""
+    step = Step(replace(LONG, eps=eps))
+    lists = sets_of(step.select())
+    for b in range(2):
+        for head in range(LONG.heads_k):
+            queries, sketches = page_oracle.seen_by(step, b, head, 0)
+            of_heads = page_oracle.shares(queries, sketches, step.scale)
+            chosen = lists[b][head] - page_oracle.forced(LONG.k_lens[b] - 1, LONG.newest)
+            assert chosen and len(lists[b][head]) < len(everything(LONG.k_lens[b]))
+            least = min(chosen, key=lambda page: max(share[page] for share in of_heads))
+            left_out = everything(LONG.k_lens[b]) - lists[b][head] | {least}
+            assert any(math.fsum(share[page] for page in left_out) > eps for share in of_heads)
+
+
+@given(page_cases(), st.floats(0, 0.99))
+@settings(max_examples=50)
+def test_a_smaller_budget_lists_no_less(case, other):
+    step = Step(case)
+    less, more = (step.select(eps=eps).listed() for eps in sorted((case.eps, other)))
+    assert (more <= less).all()
+
+
+@given(page_cases())
+@settings(max_examples=50)
+def test_a_list_does_not_depend_on_the_rest_of_the_batch(case):
+    """Alone, with its pages elsewhere in another cache, a sequence has the list that it has among strangers."""
+    step = Step(case)
+    together = sets_of(step.select())
+    for b, k_len in enumerate(case.k_lens):
+        held = -(-k_len // PAGE)
+        pages = step.block_table[b, :held].long()
+        sketch = torch.full((held + 5, *step.sketch.shape[1:]), 255, dtype=torch.uint8)
+        places = torch.randperm(held + 5)[:held]
+        sketch[places] = step.sketch[pages]
+        descale = step.k_descale
+        alone = select_pages(
+            step.q[step.rows(b)],
+            sketch,
+            torch.tensor([0, case.q_lens[b]], dtype=torch.int32),
+            step.seqused_k[b : b + 1],
+            torch.cat([places, torch.full((7,), HUGE)])[None].int(),
+            case.q_lens[b],
+            eps=case.eps,
+            min_context=case.min_context,
+            newest=case.newest,
+            softmax_scale=case.scale,
+            k_descale=descale[b : b + 1] if descale is not None and descale.dim() == 2 else descale,
+        )
+        assert sets_of(alone) == [together[b]]
+
+
+def test_a_speculative_step_lists_what_its_tokens_would_one_by_one():
+    case = PageCase(q_lens=(5,), k_lens=(807,), eps=0.3, sharp=1.5)
+    step = Step(case)
+    union = [set() for _ in range(case.heads_k)]
+    for i in range(5):
+        one = select_pages(
+            step.q[i : i + 1],
+            step.sketch,
+            torch.tensor([0, 1], dtype=torch.int32),
+            torch.tensor([803 + i], dtype=torch.int32),
+            step.block_table,
+            1,
+            eps=case.eps,
+            newest=case.newest,
+        )
+        for head, listed in enumerate(sets_of(one)[0]):
+            assert listed != everything(803 + i)
+            union[head] |= listed
+    assert sets_of(step.select()) == [union]
+
+
+def test_eps_0_lists_everything():
+    step = Step(replace(LONG, sharp=1000.0))  # so that most shares are 0 in any arithmetic
+    assert sets_of(step.select(eps=0)) == [[everything(n)] * 2 for n in LONG.k_lens]
+    assert all(len(listed) < 30 for row in sets_of(step.select(eps=1e-12)) for listed in row)
+
+
+def test_sequences_under_min_context_list_everything():
+    step = Step(LONG)
+    lists = sets_of(step.select(min_context=1000))
+    assert lists[1] == [everything(700)] * 2 and lists[0] == sets_of(step.select())[0]
+    assert sets_of(step.select(min_context=1001))[0] == [everything(1000)] * 2
+
+
+@pytest.mark.parametrize(("newest", "first"), [(1, 62), (8, 62), (9, 61), (24, 61), (25, 60), (5000, 0)])
+def test_the_first_and_the_newest_pages_are_always_listed(newest, first):
+    step = Step(LONG)
+    rare = sets_of(step.select(eps=0.999999, newest=newest))
+    assert rare[0] == [{0, *range(first, 63)}] * 2
+
+
+def test_a_page_that_is_filled_counts_from_then_on():
+    """The sketch of the page that is not full yet is not read; the length alone says so."""
+    step = Step(PageCase(q_lens=(1,), k_lens=(160,), newest=1))
+    last = int(step.block_table[0, 9])
+    full = page_oracle.lists(step)
+    assert sets_of(step.select()) == full
+    step.seqused_k[0] = 159
+    before = sets_of(step.select())
+    step.sketch[last] = torch.randint(256, step.sketch[last].shape, dtype=torch.uint8)
+    assert sets_of(step.select()) == before
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_a_page_without_moments_is_listed_and_the_others_stay_as_they_were(value):
+    step = Step(LONG)
+    before = sets_of(step.select())
+    unlisted = min(everything(1000) - before[0][1])
+    others = Step(LONG)
+    others.k_cache[int(step.block_table[0, unlisted]), 3, 1, 5] = value
+    write_sketch(others.k_cache, others.sketch, step.block_table[0, unlisted : unlisted + 1])
+    after = sets_of(others.select())
+    assert after[0][0] == before[0][0] and after[1] == before[1]
+    assert unlisted in after[0][1]
+
+
+def test_a_query_that_is_not_finite_lists_everything():
+    step = Step(LONG)
+    before = sets_of(step.select())
+    step.q[0, 3] = torch.nan
+    assert sets_of(step.select()) == [[before[0][0], everything(1000)], before[1]]
+
+
+def test_pages_of_equal_rank_stay_or_go_together():
+    k = torch.zeros(20, PAGE, 1, 8)
+    sketch = empty_sketch(k)
+    write_sketch(k, sketch, torch.arange(20, dtype=torch.int32))
+    arguments = (
+        torch.ones(1, 1, 8),
+        sketch,
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([320], dtype=torch.int32),
+        torch.arange(20, dtype=torch.int32)[None],
+        1,
+    )
+    assert sets_of(select_pages(*arguments, eps=0.5, newest=1)) == [[everything(320)]]
+    assert sets_of(select_pages(*arguments, eps=0.91, newest=1)) == [[{0, 19}]]
+
+
+def test_a_page_with_the_key_that_a_query_looks_for_is_listed():
+    step = Step(PageCase(q_lens=(1,), k_lens=(2000,), heads_k=1, group=1, head_dim=64, eps=0.1, sharp=0.0))
+    few = sets_of(step.select(eps=0.9))[0][0]
+    page = min(everything(2000) - few)
+    q = step.q[0, 0]
+    step.k_cache[int(step.block_table[0, page]), 7, 0] = 40 * q / q.norm()
+    write_sketch(step.k_cache, step.sketch, step.block_table[0, page : page + 1])
+    assert page in sets_of(step.select(eps=0.9))[0][0]
+
+
+def test_the_estimate_is_near_the_mass_of_gaussian_keys():
+    """Where the scores spread little it is unbiased; where they spread much, half their variance would be far off."""
+    torch.manual_seed(0)
+    for spread, error in ((0.5, 0.05), (1.0, 0.1), (4.0, 0.6)):
+        k = torch.randn(4000, 16, 1, 64)
+        q = torch.zeros(1, 1, 64)
+        q[..., 5] = spread
+        mean, deviation = k.mean(1), k.var(1, correction=0).sqrt()
+        exact = (k[..., 0, :] @ q[0, 0]).double().logsumexp(-1) - math.log(16)
+        estimated = log_mass(q, mean, deviation, torch.ones(1))[0, 0]
+        assert abs((estimated - exact).mean()) < error
+    uncapped = spread * mean[:, 0, 5] + (spread * deviation[:, 0, 5]).square() / 2
+    assert (uncapped - exact).mean() > 2
+
+
+def test_the_same_call_gives_the_same_lists():
+    step = Step(LONG)
+    first, second = step.select(), step.select()
+    assert torch.equal(first.bits, second.bits) and torch.equal(first.counts, second.counts)
