@@ -63,7 +63,7 @@ def ratio(microseconds: Mapping[str, float], against: str) -> float | None:
 
 
 def ideal(microseconds: Mapping[str, float], visited: float) -> float | None:
-    """The time that lists which visit this share could come to. None where it isn't known how fast dense kernels are."""
+    """The time that lists of this share could come to. None where a dense kernel of IDEAL_OF has none."""
     times = [microseconds[name] for name in IDEAL_OF if name in microseconds]
     return visited * min(times) if len(times) == len(IDEAL_OF) else None
 
