@@ -63,6 +63,13 @@ def samples(inputs: Inputs) -> list[Sample]:
     ]
 
 
+def allowed_error(formula: Tensor, expected: Tensor) -> float:
+    """What a result may be off by: `formula` is the plain one in bfloat16, `expected` float32."""
+    rounded = expected.to(formula.dtype)
+    error = (formula.float() - expected).abs().max()
+    return float(2 * error + 2 * (rounded + 0.3 - 0.3 - rounded).float().abs().max())
+
+
 def against_reference(out: Tensor, expected: list[Sample]) -> Agreement:
     """The worst of all samples, each judged by what is allowed to it: so `allowed` is that of the worst."""
     found = [compare("reference", rows(out)[one.place], one.expected, one.allowed) for one in expected]
@@ -110,10 +117,8 @@ def _sample(inputs: Inputs, b: int, start: int) -> Sample:
         k, v = k[:seen], v[:seen]
     expected, _ = reference.attend(q, k, v, softmax_scale=inputs.softmax_scale, window_right=0 if shape.causal else -1)
     formula = _in_bfloat16(q, k, v, inputs.softmax_scale, shape.causal)
-    rounded = expected.to(q.dtype)
-    allowed = 2 * (formula.float() - expected).abs().max() + 2 * (rounded + 0.3 - 0.3 - rounded).float().abs().max()
     first = place.start + start
-    return Sample(slice(first, first + len(q)), expected, float(allowed))
+    return Sample(slice(first, first + len(q)), expected, allowed_error(formula, expected))
 
 
 def _in_bfloat16(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:

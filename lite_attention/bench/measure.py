@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from lite_attention.bench.check import against_peer, against_reference, compare, samples
 from lite_attention.bench.contenders import Call, Contender, Ours, OwnContiguous
@@ -14,7 +15,8 @@ from lite_attention.bench.inputs import Inputs, make_inputs, rows
 from lite_attention.bench.results import RowResult
 from lite_attention.bench.rows import Row
 from lite_attention.bench.shapes import Shape
-from lite_attention.bench.targets import OURS, OWN_CONTIGUOUS
+from lite_attention.bench.skip_work import SkipWork
+from lite_attention.bench.targets import OURS, OWN_CONTIGUOUS, OWN_DENSE
 from lite_attention.bench.timing import GRAPH_BELOW, Clock, Time, calls_in_graph, graph_of, interleaved
 
 L2_TIMES = 4  # the inputs of a row together are to be this many times the L2 cache
@@ -66,13 +68,33 @@ class Measurement:
     def _measure(self, result: RowResult) -> None:
         row = result.row
         self.tell(f"{row.name}: data")
-        inputs = self._inputs(row, result.shape)
-        calls = {OURS: [Ours().prepare(one) for one in inputs]}
-        out = calls[OURS][0]()
+        inputs, work = self._inputs(row, result.shape)
+        dense = OURS if work is None else OWN_DENSE
+        calls = {dense: [Ours().prepare(one) for one in inputs]}
+        out = calls[dense][0]()
         self._wait()
 
         self.tell(f"{row.name}: check")
-        expected = samples(inputs[0])
+        self._check(result, inputs, out, calls)
+        if work is not None:  # what is checked so far is what the ideal comes from
+            calls, out, result.visited = {OURS: [work]} | calls, work.out, work.visited
+            result.agreements += work.check()
+        if self._mismatch(result):
+            return
+
+        self.tell(f"{row.name}: time")
+        checked = out.clone()
+        out.fill_(math.nan)
+        self._time(result, calls, 1 if work is None else work.steps)
+        # Counters, plans and lists are used again and again meanwhile: the last result must still be the first.
+        result.agreements.append(compare("itself before timing", rows(out), rows(checked), 0.0))
+        if work is not None:
+            result.agreements.append(work.check_list())
+        self._mismatch(result)
+
+    def _check(self, result: RowResult, inputs: list[Inputs], out: Tensor, calls: dict[str, list[Call]]) -> None:
+        """Holds out, of the first inputs, against the reference and the peers, and adds the peers' calls."""
+        row, expected = result.row, samples(inputs[0])
         result.agreements.append(against_reference(out, expected))
         own = [OwnContiguous()] if row.needs(OWN_CONTIGUOUS) else []
         for peer in (*self.peers, *own):
@@ -90,26 +112,22 @@ class Measurement:
                 continue
             result.agreements.append(agreement)
             calls[peer.name] = theirs
-        if self._mismatch(result):
-            return
 
-        self.tell(f"{row.name}: time")
-        checked = out.clone()
-        out.fill_(math.nan)
-        self._time(result, calls)
-        # Counters and plans are used again and again meanwhile: the last result must still be the first.
-        result.agreements.append(compare("itself before timing", rows(out), rows(checked), 0.0))
-        self._mismatch(result)
-
-    def _inputs(self, row: Row, shape: Shape) -> list[Inputs]:
+    def _inputs(self, row: Row, shape: Shape) -> tuple[list[Inputs], SkipWork | None]:
+        """What dense contenders compute, and what is done with skip lists, in rows with them."""
         count = 1
-        if self.device.type == "cuda":  # as many as L2 can't hold
+        if self.device.type == "cuda" and row.skip is None:  # as many as L2 can't hold; lists belong to one
             cache = torch.cuda.get_device_properties(self.device).L2_cache_size
             count = min(max(math.ceil(L2_TIMES * cache / shape.io_bytes), 1), MOST_INPUTS)
         seed = zlib.crc32(row.name.encode())  # the same with --only as without
-        return [make_inputs(shape, self.device, seed + i) for i in range(count)]
+        inputs = [make_inputs(shape, self.device, seed + i) for i in range(count)]
+        if row.skip is None:
+            return inputs, None
+        work = row.skip.prepare(inputs[0], seed)
+        return [work.inputs], work
 
-    def _time(self, result: RowResult, calls: dict[str, list[Call]]) -> None:
+    def _time(self, result: RowResult, calls: dict[str, list[Call]], steps: int) -> None:
+        """A call of ours takes `steps` steps, a peer's one; times are of one."""
         probes = {name: Time.of(found).lowest for name, found in interleaved(calls, PROBES, self.clock).items()}
         fastest, count = min(probes.values()), 1
         result.method = "single calls"
@@ -120,7 +138,7 @@ class Measurement:
             calls = self._graphs(result, calls, count)
             interleaved(calls, 2, self.clock)
         found = interleaved(calls, self.repetitions, self.clock)
-        result.times = {name: Time.of(one, count) for name, one in found.items()}
+        result.times = {name: Time.of(one, count * steps if name == OURS else count) for name, one in found.items()}
 
     def _graphs(self, result: RowResult, calls: dict[str, list[Call]], count: int) -> dict[str, list[Call]]:
         graphs = {OURS: [graph_of(calls[OURS], count)]}

@@ -24,10 +24,12 @@ INSIDE = 0.1  # of the width: a bar this long has room for its number
 
 
 def draw(run: Run, path: Path) -> bool:
-    """Writes a PNG: a panel of bars in TFLOP/s, one in TB/s. False, and no file, where nothing was timed."""
-    panels = {
-        bound: [row for row in run.rows if row.row.bound == bound and row.times] for bound in ("compute", "memory")
-    }
+    """Writes a PNG: a panel of bars in TFLOP/s, one in TB/s. False, and no file, where nothing was timed.
+
+    Rows with skip lists are not in it: theirs is a question of time saved, not of rates.
+    """
+    timed = [row for row in run.rows if row.times and row.row.skip is None]
+    panels = {bound: [row for row in timed if row.row.bound == bound] for bound in ("compute", "memory")}
     panels = {bound: rows for bound, rows in panels.items() if rows}
     if not panels:
         return False

@@ -12,7 +12,7 @@ from lite_attention.bench.ceilings import Ceilings
 from lite_attention.bench.check import Agreement
 from lite_attention.bench.rows import AVERAGES, ROWS, Row
 from lite_attention.bench.shapes import Shape
-from lite_attention.bench.targets import AverageVerdict, Verdict, judge, judge_average
+from lite_attention.bench.targets import IDEAL, OURS, AverageVerdict, Verdict, ideal, judge, judge_average
 from lite_attention.bench.timing import Time
 
 Status = Literal["measured", "mismatch", "not built", "failed", "not run"]
@@ -24,7 +24,7 @@ class RowResult:
     """One row: its times by contender, or why there are none.
 
     `shape` is that of the row, or smaller. `absent` says of each peer without a time why it has none, `method` how it
-    was timed.
+    was timed. `visited` is the share of the visible tiles that skip lists visit, None in rows without lists.
     """
 
     row: Row
@@ -35,14 +35,20 @@ class RowResult:
     times: dict[str, Time] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     agreements: list[Agreement] = field(default_factory=list)
+    visited: float | None = None
 
     @property
     def microseconds(self) -> dict[str, float]:
-        return {name: time.median for name, time in self.times.items()}
+        """Medians, and in rows with lists the ideal."""
+        found = {name: time.median for name, time in self.times.items()}
+        best = None if self.visited is None else ideal(found, self.visited)
+        return found if best is None else found | {IDEAL: best}
 
     def rate(self, name: str) -> float:
-        """TFLOP/s or TB/s of a contender, as `row.unit` says."""
+        """TFLOP/s or TB/s of a contender, as `row.unit` says; with lists, of the products of visited tiles."""
         work = self.shape.flops if self.row.bound == "compute" else self.shape.kv_bytes
+        if name == OURS and self.visited is not None:
+            work *= self.visited
         return work / self.microseconds[name] / 1e6
 
     def rate_text(self, name: str) -> str:
@@ -110,6 +116,8 @@ def _row_as_dict(result: RowResult) -> dict[str, object]:
         "reason": result.reason,
         "method": result.method,
         "microseconds": {name: asdict(time) for name, time in result.times.items()},
+        "visited": result.visited,
+        "ideal_microseconds": result.microseconds.get(IDEAL),
         "unit": result.row.unit,
         "rates": {name: result.rate(name) for name in result.times},
         "absent": result.absent,

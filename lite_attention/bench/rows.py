@@ -8,19 +8,26 @@ from random import Random
 from typing import Literal
 
 from lite_attention.bench.shapes import Shape
-from lite_attention.bench.targets import BEST, OWN_CONTIGUOUS, Average, Target
+from lite_attention.bench.skip_fixed import Pattern
+from lite_attention.bench.skip_voting import Voting
+from lite_attention.bench.skip_work import SkipPlan
+from lite_attention.bench.targets import BEST, IDEAL, OWN_CONTIGUOUS, OWN_DENSE, Average, Target
 
 K = 1024
 
 
 @dataclass(frozen=True)
 class Row:
-    """One workload. `bound` says which ceiling it is held against: matrix products, or memory."""
+    """One workload. `bound` says which ceiling it is held against: matrix products, or memory.
+
+    With `skip`, LiteAttention computes it with skip lists; the peers compute it whole.
+    """
 
     name: str
     shape: Shape
     targets: tuple[Target, ...]
     bound: Literal["compute", "memory"] = "compute"
+    skip: SkipPlan | None = None
 
     @property
     def unit(self) -> str:
@@ -83,6 +90,28 @@ def _decode(
     return _serving(f"decode-{name}", (q,) * batch, (tokens,) * batch, at_least, heads, heads_k, head_dim)
 
 
+def _skip(size: str, tokens: int, heads: int, causal: bool) -> tuple[Row, ...]:
+    """Rows with skip lists: of everything, and of random tiles and runs of tiles that skip more and more."""
+    shape = Shape((tokens,), (tokens,), heads, heads, 128, causal)
+    name = f"skip-{'causal' if causal else 'full'}-{size}"
+    return (
+        Row(f"{name}-0", shape, (Target(OWN_DENSE, 0.98),), skip=Pattern(0.0)),
+        *(
+            Row(f"{name}-{kind}-{percent}", shape, _SKIP_TARGETS[percent], skip=Pattern(percent / 100, run))
+            for kind, run in (("random", 1), ("runs", 4))
+            for percent in _SKIP_TARGETS
+        ),
+    )
+
+
+_SKIP_TARGETS = {  # by the percentage that is skipped
+    20: (Target(IDEAL, 0.95),),
+    40: (Target(IDEAL, 0.95),),
+    60: (Target(IDEAL, 0.95),),
+    80: (Target(IDEAL, 0.97), Target("FA3", 4.8)),
+    90: (Target(IDEAL, 0.95), Target("FA3", 9.3)),
+}
+_VIDEO = 75_600  # tokens: five seconds, as a diffusion model sees them
 _VARLEN = log_uniform(64, 128, 32 * K, seed=0)
 _DECODE = log_uniform(256, 512, 32 * K, seed=1)
 
@@ -94,7 +123,7 @@ ROWS: tuple[Row, ...] = (
         for tokens, batch in ((2 * K, 8), (8 * K, 2), (16 * K, 1), (32 * K, 1))
     ),
     _dense("32k-h40", 1, 32 * K, 40, 128, causal=False),
-    _dense("75600-h12", 1, 75_600, 12, 128, causal=False),  # a video of five seconds, as a diffusion model sees it
+    _dense("75600-h12", 1, _VIDEO, 12, 128, causal=False),
     Row("chunk-8k-over-128k", Shape((8 * K,), (128 * K,), 32, 8, 128, causal=True), (Target("FA3", 1.00),)),
     _paged_prefill(16, 1.03),
     _paged_prefill(64, 1.10),
@@ -117,6 +146,15 @@ ROWS: tuple[Row, ...] = (
     *(_decode(f"group{group}-b16-16k", 16, 16 * K, 0.99, heads=8 * group) for group in (1, 4, 8, 16)),
     *(_decode(f"q{q}-b16-16k", 16, 16 * K, 0.99, q=q) for q in (2, 4, 8)),
     _serving("mixed-2k-and-63-decodes", (2 * K,) + (1,) * 63, (8 * K,) * 64, 1.05),
+    *_skip("32k-h40", 32 * K, 40, causal=False),
+    *_skip("75600-h12", _VIDEO, 12, causal=False),
+    *_skip("32k-h40", 32 * K, 40, causal=True),
+    Row(
+        "skip-voting-75600-h12",
+        Shape((_VIDEO,), (_VIDEO,), 12, 12, 128, causal=False),
+        (Target(IDEAL, 0.95),),
+        skip=Voting(steps=50, skipped=0.8),
+    ),
 )
 
 AVERAGES: tuple[Average, ...] = (

@@ -8,17 +8,39 @@ from lite_attention.bench.targets import OURS, AverageVerdict, Verdict, ratio
 NOTHING = "–"
 LONGEST = 60  # characters of a reason in a cell; the JSON has all of it
 CAPTION = "Ratios are a peer's time over ours: above 1, LiteAttention is faster. Times are medians."
+SKIP_CAPTION = (
+    "With skip lists, peers compute everything. Visited is the share of the visible tiles that the lists visit; ideal "
+    "is that share of the time of our dense kernel, or of FA3 where it is faster. With votes, times are of a step on "
+    "average."
+)
 
 
 def header(run: Run) -> list[str]:
-    return ["row", "us", "rate", "of ceiling", *_columns(run), "needs", "verdict"]
+    return [
+        "row",
+        "us",
+        "rate",
+        "of ceiling",
+        *(["visited"] if has_lists(run) else []),
+        *_columns(run),
+        "needs",
+        "verdict",
+    ]
+
+
+def caption(run: Run) -> str:
+    return f"{CAPTION} {SKIP_CAPTION}" if has_lists(run) else CAPTION
+
+
+def has_lists(run: Run) -> bool:
+    return any(result.row.skip is not None for result in run.rows)
 
 
 def cells(run: Run, result: RowResult) -> list[str]:
     """One row of the table, under `header`."""
     needs = ", ".join(str(target) for target in result.row.targets)
     if result.status != "measured":
-        blank = [NOTHING] * (3 + len(_columns(run)))
+        blank = [NOTHING] * (len(header(run)) - 3)
         return [result.row.name, *blank, needs, f"{result.status}: {result.reason}"]
     ours, microseconds = result.rate(OURS), result.microseconds
     return [
@@ -26,6 +48,7 @@ def cells(run: Run, result: RowResult) -> list[str]:
         f"{microseconds[OURS]:,.1f}",
         f"{result.rate_text(OURS)} {result.row.unit}",
         f"{ours / run.ceilings.of(result.row.bound):.0%}",
+        *([NOTHING if result.visited is None else f"{result.visited:.1%}"] if has_lists(run) else []),
         *(_ratio(result, name) for name in _columns(run)),
         needs,
         verdict(result.verdicts()),
@@ -62,7 +85,7 @@ def markdown(run: Run, picture: str | None) -> str:
     lines = [
         f"# LiteAttention's benchmark on {name}",
         "",
-        f"Written by `python -m lite_attention.bench`; [results.json](results.json) has everything. {CAPTION} "
+        f"Written by `python -m lite_attention.bench`; [results.json](results.json) has everything. {caption(run)} "
         f"{run.repetitions} repetitions, in turns. Each result was checked before it was timed.",
         "",
         *([f"Sequences are {run.scale:g} times as long as the rows say.", ""] if run.scale != 1 else []),
@@ -86,8 +109,8 @@ def markdown(run: Run, picture: str | None) -> str:
 
 
 def _columns(run: Run) -> list[str]:
-    """Peers, and what else was timed beside us in some row."""
-    others = [name for result in run.rows for name in (*result.times, *result.absent) if name != OURS]
+    """Peers, and what else there is beside us in some row: own times, the ideal."""
+    others = [name for result in run.rows for name in (*result.microseconds, *result.absent) if name != OURS]
     return list(dict.fromkeys([*run.peers, *others]))
 
 

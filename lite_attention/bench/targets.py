@@ -9,6 +9,9 @@ from statistics import fmean
 
 OURS = "LiteAttention"
 OWN_CONTIGUOUS = "own contiguous"  # our kernel on the same keys, copied out of their pages
+OWN_DENSE = "own dense"  # our kernel without a list, where the row is one with lists
+IDEAL = "ideal"  # the faster of IDEAL_OF times the share of the visible tiles that the lists visit
+IDEAL_OF = (OWN_DENSE, "FA3")
 BEST_OF = ("FA3", "FA4", "cuDNN")
 BEST = "best"  # whichever of BEST_OF is fastest, of those that computed the row
 
@@ -57,6 +60,12 @@ def ratio(microseconds: Mapping[str, float], against: str) -> float | None:
     names = BEST_OF if against == BEST else (against,)
     times = [microseconds[name] for name in names if name in microseconds]
     return min(times) / microseconds[OURS] if times and OURS in microseconds else None
+
+
+def ideal(microseconds: Mapping[str, float], visited: float) -> float | None:
+    """The time that lists of this share could come to. None where a dense kernel of IDEAL_OF has none."""
+    times = [microseconds[name] for name in IDEAL_OF if name in microseconds]
+    return visited * min(times) if len(times) == len(IDEAL_OF) else None
 
 
 def judge(targets: tuple[Target, ...], microseconds: Mapping[str, float]) -> list[Verdict]:

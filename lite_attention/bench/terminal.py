@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from lite_attention.bench.results import WRONG, RowResult, Run
-from lite_attention.bench.table import CAPTION, average_line, cells, header, verdict
+from lite_attention.bench.table import average_line, caption, cells, header, verdict
 from lite_attention.bench.targets import OURS, ratio
 
 LOG_WIDTH = 180  # columns where there is no terminal to ask
@@ -44,7 +44,7 @@ class Screen:
             yield tell, done
 
     def table(self, run: Run) -> None:
-        table = Table(title=f"LiteAttention {run.environment['LiteAttention']}", caption=CAPTION)
+        table = Table(title=f"LiteAttention {run.environment['LiteAttention']}", caption=caption(run))
         for name in header(run):
             table.add_column(name, overflow="fold", justify="left" if name in ("row", "needs", "verdict") else "right")
         for result in run.rows:
@@ -67,7 +67,7 @@ def _line(result: RowResult) -> str:
     if result.status != "measured":
         text = f"{result.status}: {result.reason}"
     else:
-        ratios = [f"{name} {ratio(result.microseconds, name):.3f}" for name in result.times if name != OURS]
+        ratios = [f"{name} {ratio(result.microseconds, name):.3f}" for name in result.microseconds if name != OURS]
         text = f"{result.microseconds[OURS]:,.1f} us, {result.rate_text(OURS)} {result.row.unit}; "
         text += f"{', '.join(ratios) or 'no peer'}; {verdict(result.verdicts())}"
     line = escape(f"{result.row.name}: {text}")
