@@ -24,7 +24,6 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-//
 // kExactMax keeps the largest score of each row to the last bit, which skip lists are measured against. Otherwise it
 // may lag by the slack, which saves its exchange between threads at most tiles.
 // Probabilities come multiplied by 2^kShift.
