@@ -9,7 +9,7 @@ namespace lite_attention::sm90 {
 
 enum class ElementType { kBFloat16, kHalf };
 
-// How K and V are stored: in the type of the queries, or as FP8 that a warpgroup of the kernel converts to it.
+// How K and V are stored: in the type of the queries, or as FP8 that a warpgroup of the kernel makes 16 bits of.
 enum class KeyType { kAsQueries, kE4M3 };
 
 // Rows of one wgmma, which are the rows of a warpgroup.

@@ -1,18 +1,18 @@
-"""The tiles of the Hopper kernels with skip lists. On the other backends tiles may have any shape."""
+"""The tiles of skip lists that are made by head dim. Where there is no Hopper kernel to fit, tiles may have any shape."""
 
 from __future__ import annotations
 
 from lite_attention.checks import wrong
 
 TILE_SHAPES = {64: (192, 128), 96: (128, 128), 128: (128, 176), 192: (128, 96), 256: (128, 64)}
-"""(block_m, block_n) by the largest head dim of each kernel; the kernels' own table is in `csrc/sm90/traits.cuh`."""
+"""(block_m, block_n) by the largest head dim that has them. Of these 128 has a kernel: `csrc/sm90/traits.cuh`, kSkip."""
 
 
 def tile_shape(head_dim: int) -> tuple[int, int]:
-    """(block_m, block_n), query tokens and keys of a tile, of the kernel that serves `head_dim`.
+    """(block_m, block_n), query tokens and keys of a tile, of lists for `head_dim`.
 
     Raises:
-        ValueError: `head_dim` is none that a kernel serves.
+        ValueError: `head_dim` is less than 1 or more than 256.
     """
     for largest, shape in TILE_SHAPES.items():
         if 0 < head_dim <= largest:
