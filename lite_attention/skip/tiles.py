@@ -1,11 +1,11 @@
-"""The tiles of skip lists that are made by head dim. Where there is no Hopper kernel to fit, tiles may have any shape."""
+"""The tiles of skip lists that are made by head dim. The CPU path and the reference take tiles of any shape."""
 
 from __future__ import annotations
 
 from lite_attention.checks import wrong
 
 TILE_SHAPES = {64: (192, 128), 96: (128, 128), 128: (128, 176), 192: (128, 96), 256: (128, 64)}
-"""(block_m, block_n) by the largest head dim that has them. Of these 128 has a kernel: `csrc/sm90/traits.cuh`, kSkip."""
+"""(block_m, block_n) by the largest head dim that has them. 128 has a Hopper kernel: kSkip in csrc/sm90/traits.cuh."""
 
 
 def tile_shape(head_dim: int) -> tuple[int, int]:
