@@ -6,6 +6,7 @@
 
 #include "sm90/rows.cuh"
 #include "sm90/scheduler.cuh"
+#include "sm90/softmax.cuh"
 #include "sm90/traits.cuh"
 
 namespace lite_attention::sm90 {
@@ -29,6 +30,7 @@ template <class Traits>
 class Epilogue {
   using Element = typename Traits::Element;
   static constexpr int kPartRows = Traits::kCluster * Traits::kBlockM;
+  static constexpr float kLog2E = 1.4426950408889634f;
 
  public:
   __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Rows& rows)
@@ -169,46 +171,69 @@ class Epilogue {
       smem_.last_arrival = last;
     }
     cutlass::arch::NamedBarrier::sync(Traits::kConsumerThreads, kConsumers);
-    bool last = smem_.last_arrival;
+    const bool last = __shfl_sync(~0u, int(smem_.last_arrival), 0);
     __threadfence();
     return last;
   }
 
-  // Every warpgroup adds up its own rows, a warp one row at a time.
+  // Every warpgroup adds up its own rows, a warp one row at a time: a lane has four columns of every 128. The loads of
+  // some parts are under way together. Little code counts as much: it runs once, and none of it is in the
+  // instruction cache then.
   __device__ void combine() const {
-    constexpr int kColumnsAtOnce = 32 * 4;
-    constexpr int kVectors = (Traits::kHeadDim + kColumnsAtOnce - 1) / kColumnsAtOnce;
-    const int lane = threadIdx.x % 32;
-    for (int row = threadIdx.x % 128 / 32; row < rows_.used; row += 4) {
-      float high = -INFINITY;
-      for (int part = 0; part < work_.parts; ++part) high = fmaxf(high, __ldcg(part_lse(part, row)));
-      const float offset = high == -INFINITY ? 0.f : high;
-      float sum = 0.f;
+    constexpr int kVectors = (Traits::kHeadDim + 127) / 128;
+    constexpr int kPartsAtOnce = 4;
+    // The same for all lanes, as ptxas must see: loops that end for each lane on its own make ring stages and
+    // descriptors of the whole kernel leave uniform registers.
+    const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
+#pragma unroll 1
+    for (int row = warp; row < rows_.used; row += 4) {
+      float high = -INFINITY, sum = 0.f;
       float4 acc[kVectors] = {};
-      for (int part = 0; part < work_.parts; ++part) {
-        const float weight = expf(__ldcg(part_lse(part, row)) - offset);
-        const float* from = part_out(part, row);
-        sum += weight;
+#pragma unroll 1
+      for (int first = 0; first < work_.parts; first += kPartsAtOnce) {
+        float lse[kPartsAtOnce], now = high;
+        float4 x[kPartsAtOnce][kVectors];
 #pragma unroll
-        for (int i = 0; i < kVectors; ++i) {
-          const int column = i * kColumnsAtOnce + lane * 4;
-          if (column >= Traits::kHeadDim) continue;
-          float4 x = __ldcg(reinterpret_cast<const float4*>(from + column));
-          acc[i].x += weight * x.x;
-          acc[i].y += weight * x.y;
-          acc[i].z += weight * x.z;
-          acc[i].w += weight * x.w;
+        for (int p = 0; p < kPartsAtOnce; ++p) {
+          const bool there = first + p < work_.parts;
+          lse[p] = there ? __ldcg(part_lse(first + p, row)) : -INFINITY;
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) {
+            const int column = v * 128 + lane * 4;
+            const float* from = part_out(first + p, row) + column;
+            x[p][v] = there && column < Traits::kHeadDim ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{};
+          }
+        }
+#pragma unroll
+        for (float each : lse) now = fmaxf(now, each);
+        const float offset = now == -INFINITY ? 0.f : now * kLog2E;
+        const float rescale = exp2_approx(high * kLog2E - offset);
+        high = now;
+        sum *= rescale;
+#pragma unroll
+        for (float4& a : acc) a = {a.x * rescale, a.y * rescale, a.z * rescale, a.w * rescale};
+#pragma unroll
+        for (int p = 0; p < kPartsAtOnce; ++p) {
+          const float weight = exp2_approx(lse[p] * kLog2E - offset);
+          sum += weight;
+#pragma unroll
+          for (int v = 0; v < kVectors; ++v) {
+            acc[v].x += weight * x[p][v].x;
+            acc[v].y += weight * x[p][v].y;
+            acc[v].z += weight * x[p][v].z;
+            acc[v].w += weight * x[p][v].w;
+          }
         }
       }
-      float lse = sum == 0.f ? -INFINITY : offset + logf(sum);
+      float lse = sum == 0.f ? -INFINITY : high + logf(sum);
       const float factor = join_sink(lse, row) / (sum == 0.f ? 1.f : sum);
       cutlass::NumericArrayConverter<Element, float, 4> convert;
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const int column = i * kColumnsAtOnce + lane * 4;
+      for (int v = 0; v < kVectors; ++v) {
+        const int column = v * 128 + lane * 4;
         if (column >= params_.head_dim) continue;
         auto result = convert(
-            cutlass::Array<float, 4>{acc[i].x * factor, acc[i].y * factor, acc[i].z * factor, acc[i].w * factor});
+            cutlass::Array<float, 4>{acc[v].x * factor, acc[v].y * factor, acc[v].z * factor, acc[v].w * factor});
         *reinterpret_cast<uint2*>(out_row(row) + column) = reinterpret_cast<const uint2&>(result);
       }
       if (lane == 0) *lse_row(row) = lse;

@@ -13,6 +13,17 @@
 
 namespace lite_attention::sm90 {
 
+// Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to run on
+// would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of the kernel.
+template <class Traits>
+__device__ void trap_at_foreign_plan(const FwdParams& params) {
+  const PlanHeader& plan = *Plan(params.plan).header;
+  if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
+      plan.num_workers != Cluster<Traits::kCluster>::workers()) {
+    __trap();
+  }
+}
+
 template <class Traits>
 __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_constant__ FwdParams params) {
   extern __shared__ uint8_t raw_smem[];
@@ -20,14 +31,6 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       *reinterpret_cast<typename Traits::SharedStorage*>((reinterpret_cast<uintptr_t>(raw_smem) + 1023) / 1024 * 1024);
 
   if (threadIdx.x == 0) {
-    const PlanHeader& plan = *Plan(params.plan).header;
-    if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
-        plan.num_workers != Cluster<Traits::kCluster>::workers()) {
-      // Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to
-      // run on would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of
-      // the kernel.
-      __trap();
-    }
     for (const CUtensorMap* map : {&params.map_q, &params.map_k, &params.map_v}) {
       prefetch_tma_descriptor(reinterpret_cast<const TmaDescriptor*>(map));
     }
@@ -64,6 +67,8 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     }
   } else if (warpgroup == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
+    // Nothing waits for this thread's look at the plan: the first warp reads it at the same time.
+    if (threadIdx.x == 96) trap_at_foreign_plan<Traits>(params);
     if constexpr (Traits::kSkip) {
       produce_lists<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
     } else {

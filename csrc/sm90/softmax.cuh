@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <cute/tensor.hpp>
 
 namespace lite_attention::sm90 {
 
