@@ -100,7 +100,7 @@ class Consumer {
     const float scale = params_.softmax_scale * descales.k();
     const Modifier modifier(params_, scale, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
     const float softmax_scale = Modifier::softmax_scale(scale);
-    OnlineSoftmax<false, Traits::kProbabilityShift> softmax(softmax_scale);
+    OnlineSoftmax<Value, false, Traits::kProbabilityShift> softmax(softmax_scale);
     float rescale[2];
 
     smem_.q_full[warpgroup_].wait(q_phase_);

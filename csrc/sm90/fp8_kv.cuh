@@ -52,7 +52,7 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
   // Then probabilities are float16 too, with three bits more. Small ones would vanish, a million keys of a 2^-25th of
   // the largest: they are multiplied by as much as float16 has room for above 2^OnlineSoftmax::kSlack.
   using Value = cutlass::half_t;
-  static constexpr int kProbabilityShift = 7;
+  static constexpr int kProbabilityShift = 12;
 
   // A launch gives all threads the same share of 64 Ki registers, from which these move.
   static constexpr bool kMoveRegisters = true;

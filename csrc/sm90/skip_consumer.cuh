@@ -43,6 +43,7 @@ template <class Traits>
 class SkipConsumer {
   using Element = typename Traits::Element;
   static constexpr int kBlockN = Traits::kBlockN;
+  using Softmax = OnlineSoftmax<typename Traits::Value, true, 0>;
 
  public:
   __device__ SkipConsumer(const FwdParams& params, typename Traits::SharedStorage& smem)
@@ -65,7 +66,7 @@ class SkipConsumer {
     Tensor scores = partition_fragment_C(mma_qk, cute::Shape<Int<Traits::kBlockM>, Int<kBlockN>>{});
     Tensor output = partition_fragment_C(mma_pv, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kHeadDim>>{});
     Tensor probs = make_operand<Element>(scores);
-    OnlineSoftmax<true, 0> softmax(params_.softmax_scale);
+    Softmax softmax(params_.softmax_scale);
     float rescale[2], normalise[2], lse[2];
 
     auto issue_qk = [&]() __attribute__((always_inline)) {
@@ -130,7 +131,7 @@ class SkipConsumer {
           issue_pv();
           if (begins) turn_.pass();
           softmax.finish(params_.softmax_scale, normalise, lse);
-          softmax = OnlineSoftmax<true, 0>(params_.softmax_scale);
+          softmax = Softmax(params_.softmax_scale);
           gemm_wait<1>(scores);
           if (begins) {
             release_k();

@@ -27,13 +27,13 @@ __device__ inline float quad_sum(float x) {
 
 // kExactMax keeps the largest score of each row to the last bit, which skip lists are measured against. Otherwise it
 // may lag by the slack, which saves its exchange between threads at most tiles.
-// Probabilities come multiplied by 2^kShift.
-template <bool kExactMax, int kShift>
+// Probabilities come multiplied by 2^kShift, and are rounded to `Weight` before PV.
+template <class Weight, bool kExactMax, int kShift>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
-  // counts is that numbers stay in range; normalising at the end makes it exact. Probabilities reach 2^(8 + kShift),
-  // which is no overflow in fp16 and bf16.
-  static constexpr float kSlack = 8.f;
+  // counts is that numbers stay in range, and that the weight of a row's largest key is nearly 1, which rounding leaves
+  // as it is. With more slack errors grow, with less time.
+  static constexpr float kSlack = 3.f;
   static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
   static_assert(!kExactMax || kShift == 0, "not built");
   static constexpr float kLn2 = 0.6931471805599453f;
@@ -44,6 +44,8 @@ struct OnlineSoftmax {
   // have seen no key, so that exp2 gets -inf and not NaN
   float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
+  // The largest score of this thread's columns since the max last moved: see finish().
+  float largest[2] = {-INFINITY, -INFINITY};
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
@@ -57,12 +59,15 @@ struct OnlineSoftmax {
   // Then the running max. True where that of any row of the warp moved: what was summed before must be multiplied by
   // rescale. Whether a row's max moves depends on that row alone, so its result does not depend on the rows beside it.
   __device__ bool advance(const float (&high)[2], float (&rescale)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) largest[i] = fmaxf(largest[i], high[i]);
     bool moved = __any_sync(~0u, over(high[0], 0) || over(high[1], 1));
     if (moved) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         rescale[i] = raise(quad_max(high[i]), i);
         row_sum[i] *= rescale[i];
+        if (rescale[i] != 1.f) largest[i] = high[i];
       }
       if constexpr (kExactMax) moved = __any_sync(~0u, rescale[0] != 1.f || rescale[1] != 1.f);
     }
@@ -93,12 +98,15 @@ struct OnlineSoftmax {
   }
 
   // After the last tile: the factor that normalises each row, and its log-sum-exp in natural units (-inf where no key
-  // was seen).
+  // was seen). Where one key outweighs all others the rounding of its weight would be the error of the whole row. So
+  // the largest weights count as PV had them, rounded, in what rows are divided by.
   __device__ void finish(float softmax_scale, float (&normalise)[2], float (&lse)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
-      normalise[i] = sum == 0.f ? 1.f : 1.f / sum;
+      const float weight = exp2_approx(fmaf(largest[i], scale_log2, -offset[i]));
+      const float rounded = sum + quad_sum(static_cast<float>(Weight(weight)) - weight);
+      normalise[i] = sum == 0.f ? 1.f : 1.f / rounded;
       if constexpr (kExactMax) {
         lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + logf(sum);
       } else {
