@@ -53,6 +53,8 @@ def test_every_row_and_target_of_the_issue_is_there():
         for kind in ("random", "runs"):
             for percent, at_least in ideal.items():
                 expected[f"skip-{shape}-{kind}-{percent}"] = {IDEAL: at_least}
+                if "causal" not in shape:
+                    expected[f"skip-{shape}-{kind}-{percent}"]["FA4 sparse"] = 1.00
                 if percent in (80, 90):
                     expected[f"skip-{shape}-{kind}-{percent}"]["FA3"] = {80: 4.8, 90: 9.3}[percent]
     assert {name: {one.against: one.at_least for one in row.targets} for name, row in BY_NAME.items()} == expected
@@ -140,6 +142,43 @@ def test_a_threshold_of_no_votes_is_found(monkeypatch):
 # Rows.
 
 
+class SparsePeer(SDPA):
+    """Attends by lists of its own tiles, in the plain formula; `bits` of them it gets wrong."""
+
+    lists_name, lists_tile = "sparse", (100, 90)
+
+    def __init__(self, bits: int = 0) -> None:
+        self.bits = bits
+
+    def lacks_lists(self, shape):
+        return "no causal lists" if shape.causal else None
+
+    def prepare_lists(self, inputs, visits):
+        visits = visits.clone()
+        visits.flatten()[: self.bits] ^= True
+        seen = visits.repeat_interleave(100, dim=2)[:, :, :300].repeat_interleave(90, dim=3)[..., : inputs.k.shape[1]]
+        q, k, v = (x.transpose(1, 2).float() for x in (inputs.q, inputs.k, inputs.v))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return lambda: out.transpose(1, 2).to(inputs.q.dtype)
+
+
+def test_a_peer_with_lists_of_its_own_takes_part():
+    result = measured(Pattern(0.5), SHAPES[False], [SparsePeer()])
+    assert result.status == "measured", result.reason
+    assert result.microseconds.keys() == {OURS, OWN_DENSE, "SDPA", "sparse"}
+
+
+def test_a_peer_with_wrong_lists_takes_none():
+    result = measured(Pattern(0.5), SHAPES[False], [SparsePeer(bits=1)])
+    assert result.status == "measured" and "sparse" not in result.microseconds
+    assert result.absent["sparse"].startswith("wrong: ")
+
+
+def test_a_peer_without_causal_lists_says_so():
+    result = measured(Pattern(0.5), SHAPES[True], [SparsePeer()])
+    assert result.status == "measured" and result.absent["sparse"] == "no causal lists"
+
+
 @pytest.mark.parametrize(("plan", "steps"), [(Pattern(0.5), 1), (Voting(steps=4, skipped=0.5), 4)])
 def test_a_row_is_checked_and_timed_beside_dense_attention(plan, steps):
     result = measured(plan, VOTED, [SDPA()])
@@ -165,7 +204,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
 
 @pytest.mark.parametrize(("fa3", "best"), [(90.0, 18.0), (120.0, 20.0)])
 def test_the_ideal_is_of_the_faster_dense_kernel(fa3, best):
-    row = BY_NAME["skip-full-32k-h40-random-80"]
+    row = BY_NAME["skip-causal-32k-h40-random-80"]
     times = {OURS: 20.0, OWN_DENSE: 100.0, "FA3": fa3}
     result = RowResult(row, row.shape, times={name: Time(x, x, x) for name, x in times.items()}, visited=0.2)
     assert result.microseconds[IDEAL] == pytest.approx(best)

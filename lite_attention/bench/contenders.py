@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,22 @@ class Contender(Protocol):
 
     def prepare(self, inputs: Inputs) -> Call:
         """A call that computes `inputs`; all that a server would do once a step is done here."""
+
+
+@runtime_checkable
+class WithLists(Protocol):
+    """A contender that can leave tiles out as well, by lists that are made beforehand."""
+
+    lists_name: str
+    """Its name where it does."""
+    lists_tile: tuple[int, int]
+    """Queries and keys of a tile."""
+
+    def lacks_lists(self, shape: Shape) -> str | None:
+        """As `lacks`."""
+
+    def prepare_lists(self, inputs: Inputs, visits: Tensor) -> Call:
+        """As `prepare`. `visits` is bool (batch, heads, q_tiles, kv_tiles)."""
 
 
 class Ours:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lite_attention.bench.check import against_peer, against_reference, compare, samples
-from lite_attention.bench.contenders import Call, Contender, Ours, OwnContiguous
+from lite_attention.bench.contenders import Call, Contender, Ours, OwnContiguous, WithLists
 from lite_attention.bench.inputs import Inputs, make_inputs, rows
 from lite_attention.bench.results import RowResult
 from lite_attention.bench.rows import Row
 from lite_attention.bench.shapes import Shape
-from lite_attention.bench.skip_work import SkipWork
+from lite_attention.bench.skip_fixed import FixedLists
+from lite_attention.bench.skip_work import SkipWork, tile_samples
 from lite_attention.bench.targets import OURS, OWN_CONTIGUOUS, OWN_DENSE
 from lite_attention.bench.timing import GRAPH_BELOW, Clock, Time, calls_in_graph, graph_of, interleaved
 
@@ -79,6 +80,8 @@ class Measurement:
         if work is not None:  # what is checked so far is what the ideal comes from
             calls, out, result.visited = {OURS: [work]} | calls, work.out, work.visited
             result.agreements += work.check()
+            if isinstance(work, FixedLists):
+                self._check_lists(result, work, calls)
         if self._mismatch(result):
             return
 
@@ -112,6 +115,28 @@ class Measurement:
                 continue
             result.agreements.append(agreement)
             calls[peer.name] = theirs
+
+    def _check_lists(self, result: RowResult, work: FixedLists, calls: dict[str, list[Call]]) -> None:
+        """Adds the peers that have lists too. Theirs are of other tiles, so each is held against the reference."""
+        for peer in self.peers:
+            if not isinstance(peer, WithLists):
+                continue
+            name = peer.lists_name
+            if lack := peer.lacks_lists(result.shape):
+                result.absent[name] = lack
+                continue
+            try:
+                visits = work.visits(peer.lists_tile).to(self.device)
+                theirs = peer.prepare_lists(work.inputs, visits)
+                agreement = against_reference(theirs(), tile_samples(work.inputs, visits, peer.lists_tile))
+                self._wait()
+            except Exception as error:  # of a peer any error is a finding, and the row goes on without it
+                result.absent[name] = f"raised {type(error).__name__}: {first_line(error)}"
+                continue
+            if agreement.right:
+                calls[name] = [theirs]
+            else:
+                result.absent[name] = f"wrong: {agreement}"
 
     def _inputs(self, row: Row, shape: Shape) -> tuple[list[Inputs], SkipWork | None]:
         """What dense contenders compute, and what is done with skip lists, in rows with them."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 from lite_attention.bench.contenders import Call
 from lite_attention.bench.inputs import Inputs
 from lite_attention.bench.shapes import Shape
@@ -17,7 +20,11 @@ def _interface() -> ModuleType:
 
 
 class FA4:
+    """Its lists are those of its block-sparse kernel, of whole blocks."""
+
     name = "FA4"
+    lists_name = "FA4 sparse"
+    lists_tile = (128, 128)
 
     def available(self) -> str | None:
         try:
@@ -51,3 +58,17 @@ class FA4:
             max_seqlen_k=max(shape.k_lens),
             causal=shape.causal,
         )[0]
+
+    def lacks_lists(self, shape: Shape) -> str | None:
+        if shape.causal:
+            return "lists and a causal mask need a mask of blocks of its own"
+        return None if shape.layout == "dense" else "lists for one length only"
+
+    def prepare_lists(self, inputs: Inputs, visits: Tensor) -> Call:
+        from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+
+        forward = _interface()._flash_attn_fwd
+        count, order = visits.sum(-1).int(), torch.argsort(~visits, dim=-1, stable=True).int()
+        none_masked = torch.zeros_like(count), torch.zeros_like(order)
+        lists = BlockSparseTensorsTorch(*none_masked, count, order, block_size=self.lists_tile)
+        return lambda: forward(inputs.q, inputs.k, inputs.v, block_sparse_tensors=lists)[0]

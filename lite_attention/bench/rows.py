@@ -94,10 +94,11 @@ def _skip(size: str, tokens: int, heads: int, causal: bool) -> tuple[Row, ...]:
     """Rows with skip lists: of everything, and of random tiles and runs of tiles that skip more and more."""
     shape = Shape((tokens,), (tokens,), heads, heads, 128, causal)
     name = f"skip-{'causal' if causal else 'full'}-{size}"
+    sparse = () if causal else (Target("FA4 sparse", 1.00),)
     return (
         Row(f"{name}-0", shape, (Target(OWN_DENSE, 0.98),), skip=Pattern(0.0)),
         *(
-            Row(f"{name}-{kind}-{percent}", shape, _SKIP_TARGETS[percent], skip=Pattern(percent / 100, run))
+            Row(f"{name}-{kind}-{percent}", shape, _SKIP_TARGETS[percent] + sparse, skip=Pattern(percent / 100, run))
             for kind, run in (("random", 1), ("runs", 4))
             for percent in _SKIP_TARGETS
         ),

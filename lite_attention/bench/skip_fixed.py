@@ -11,6 +11,7 @@ from torch import Tensor
 import lite_attention
 from lite_attention.bench.check import Agreement, against_reference
 from lite_attention.bench.inputs import Inputs
+from lite_attention.bench.shapes import Shape
 from lite_attention.bench.skip_work import compare_lists, full_list, tile_samples
 from lite_attention.skip.bits import unpack
 from lite_attention.skip.skip_list import SkipList
@@ -51,9 +52,10 @@ class FixedLists:
     def __init__(self, pattern: Pattern, inputs: Inputs, seed: int) -> None:
         shape, device = inputs.shape, inputs.q.device
         full = full_list(shape, torch.device("cpu"))
-        view = unpack(full.in_view(window_right=0 if shape.causal else -1), full.kv_tiles)
+        view = in_view(full, shape)
         visits = pattern.visits((shape.batch, shape.heads), view, seed)
         self.visited = float((visits & view).sum() / (view.sum() * shape.batch * shape.heads))
+        self.pattern, self.seed = pattern, seed
         self.inputs = inputs
         self.expected = visits.to(device)
         self.list = SkipList.from_visits(
@@ -67,6 +69,14 @@ class FixedLists:
         lite_attention.skip_attention(q, k, v, self.list, self.threshold, causal=self.inputs.shape.causal, out=self.out)
         return self.out
 
+    def visits(self, tile: tuple[int, int]) -> Tensor:
+        """What the same pattern visits of a peer's tiles: bool (batch, heads, q_tiles, kv_tiles)."""
+        shape = self.inputs.shape
+        everything = SkipList.fresh(
+            shape.batch, shape.heads, shape.q_lens[0], shape.k_lens[0], tile=tile, device=torch.device("cpu")
+        )
+        return self.pattern.visits((shape.batch, shape.heads), in_view(everything, shape), self.seed)
+
     def check(self) -> list[Agreement]:
         self()
         samples = tile_samples(self.inputs, self.expected, (self.list.block_m, self.list.block_n))
@@ -74,3 +84,8 @@ class FixedLists:
 
     def check_list(self) -> Agreement:
         return compare_lists(self.list.visits(), self.expected)
+
+
+def in_view(skip_list: SkipList, shape: Shape) -> Tensor:
+    """Which tiles the shape's mask leaves visible: bool (q_tiles, kv_tiles)."""
+    return unpack(skip_list.in_view(window_right=0 if shape.causal else -1), skip_list.kv_tiles)
