@@ -2,7 +2,6 @@
 // and has checked what a caller can get wrong; the checks here keep a direct call of the op from reading memory that is
 // not there.
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -15,34 +14,10 @@
 #include "sm90/launch.h"
 #include "sm90/plan.cuh"
 #include "sm90/tensor_map.h"
-
-// Declared in the shim header only where torch itself was built with CUDA.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "torch_args.h"
 
 namespace lite_attention {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-cudaStream_t current_stream(int device) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "lite_attention: no CUDA stream on device ",
-                  device);
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "lite_attention: ", what, ": ", cudaGetErrorString(error));
-}
-
-int multiprocessors(int device) {
-  int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-             "reading the number of multiprocessors");
-  return count;
-}
 
 // Of a tensor with a value a head in its last dimension.
 const float* head_data(const OptionalTensor& x, const char* name, int64_t heads) {
@@ -53,13 +28,6 @@ const float* head_data(const OptionalTensor& x, const char* name, int64_t heads)
   STD_TORCH_CHECK(last >= 0 && x->size(last) == heads && (heads == 1 || x->stride(last) == 1), "lite_attention: ", name,
                   " must have ", heads, " contiguous elements in its last dimension");
   return static_cast<const float*>(x->data_ptr());
-}
-
-const int* int_data(const OptionalTensor& x, const char* name) {
-  if (!x) return nullptr;
-  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Int, "lite_attention: ", name,
-                  " must be an int32 CUDA tensor");
-  return static_cast<const int*>(x->data_ptr());
 }
 
 // Strides of a tensor whose last two dimensions are (heads, head_dim); `batched` says whether a batch, or a page,
@@ -79,14 +47,10 @@ void check_operand(const Tensor& x, const Tensor& q, ScalarType type, const char
                   " needs a contiguous head_dim, 16-byte alignment and strides in multiples of ", grain, " elements");
 }
 
-// A factor a sequence and KV head, in memory of any strides.
 Descale descale_of(const OptionalTensor& x, const char* name, sm90::KeyType keys, int64_t batch, int64_t heads_k) {
-  if (!x) return {};
-  STD_TORCH_CHECK(keys == sm90::KeyType::kE4M3, "lite_attention: ", name, " is for float8_e4m3fn keys and values");
-  STD_TORCH_CHECK(x->is_cuda() && x->scalar_type() == ScalarType::Float && x->dim() == 2 && x->size(0) == batch &&
-                      x->size(1) == heads_k,
-                  "lite_attention: ", name, " must be a float32 CUDA tensor (batch, num_heads_k)");
-  return {static_cast<const float*>(x->data_ptr()), x->stride(0), x->stride(1)};
+  STD_TORCH_CHECK(!x || keys == sm90::KeyType::kE4M3, "lite_attention: ", name,
+                  " is for float8_e4m3fn keys and values");
+  return lite_attention::descale_of(x, name, batch, heads_k);
 }
 
 sm90::KeyType keys_of(const Tensor& k) {
@@ -108,6 +72,13 @@ struct Selection {
             int64_t window_right, bool paged, bool whole_rows)
       : Selection(keys, head_dim, heads, std::min(group_of(heads), kRows),
                   kind_of(max_seqlen_q * group_of(heads), window_left, window_right, paged || whole_rows)) {}
+
+  // Page lists are of KV heads, and of calls whose rows fit one tile.
+  static Selection of_pages(sm90::KeyType keys, int64_t head_dim, Heads heads) {
+    Selection selection(keys, head_dim, heads, std::min(group_of(heads), kRows), sm90::TileKind::kDecode);
+    selection.packing.head_tiles /= int(heads.k);
+    return selection;
+  }
 
   // Skip lists are of query heads, which are not packed then.
   static Selection of_lists(int64_t head_dim, Heads heads) {
@@ -220,7 +191,7 @@ struct Call {
   }
 };
 
-// `params` has what only some ops know: score modifications, skip lists.
+// `params` has what only some ops know: score modifications, descales, lists.
 void attend(const Call& call, const Selection& selection, FwdParams& params) {
   const Tensor &q = call.q, &k = call.k, &v = call.v;
   const int device = q.get_device_index();
@@ -228,8 +199,9 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   const bool varlen_q = call.varlen_q(), paged = call.paged();
   const bool k_batched = !paged && k.dim() == 4;
   const sm90::ElementType element = element_of(q);
-  const sm90::PlanBounds bounds(int(call.batch()), call.total_q(), selection.packing.tokens_per_tile,
-                                multiprocessors(device), selection.tile.cluster);
+  const int planned_heads = params.lengths.lists.heads;
+  const sm90::PlanBounds bounds(int(call.batch()) * planned_heads, call.total_q() * planned_heads,
+                                selection.packing.tokens_per_tile, multiprocessors(device), selection.tile.cluster);
   const sm90::KeyType keys = call.keys();
   const sm90::Kernel kernel =
       sm90::find_kernel(element, keys, int(call.head_dim()), selection.kind, params.score_mod.used());
@@ -242,7 +214,8 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
                     int_data(call.cu_seqlens_k, "cu_seqlens_k"),
                     int_data(call.seqused_k, "seqused_k"),
                     int(call.window_left),
-                    int(call.window_right)};
+                    int(call.window_right),
+                    params.lengths.lists};
   params.packing = selection.packing;
   params.num_workers = bounds.num_workers;
   params.head_dim = int(call.head_dim());
@@ -344,15 +317,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
 
 // A bit for every KV tile, in contiguous words.
 uint32_t* tile_bits(const Tensor& x, const char* name, std::initializer_list<int64_t> sizes) {
-  bool fits = x.is_cuda() && x.scalar_type() == ScalarType::Int && x.dim() == int64_t(sizes.size());
-  int64_t stride = 1;
-  for (int64_t i = x.dim() - 1; fits && i >= 0; --i) {
-    fits = x.size(i) == sizes.begin()[i] && (x.size(i) == 1 || x.stride(i) == stride);
-    stride *= std::max<int64_t>(x.size(i), 1);
-  }
-  STD_TORCH_CHECK(fits, "lite_attention: ", name,
-                  " must be a contiguous int32 CUDA tensor of the call's batch, heads and tiles");
-  return static_cast<uint32_t*>(x.data_ptr());
+  return static_cast<uint32_t*>(contiguous_data(x, name, ScalarType::Int, sizes));
 }
 
 void skip_fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor skip_list, Tensor threshold,
@@ -406,12 +371,54 @@ void skip_fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor skip_
   attend(call, selection, params);
 }
 
+void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor lse, Tensor indices, Tensor counts,
+                 Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, int64_t max_seqlen_q, double softmax_scale,
+                 OptionalTensor sinks, OptionalTensor k_descale, OptionalTensor v_descale, int64_t num_splits) {
+  const int64_t max_pages = block_table.size(1);
+  const Call call{q,
+                  k_cache,
+                  v_cache,
+                  out,
+                  lse,
+                  cu_seqlens_q,
+                  std::nullopt,
+                  seqused_k,
+                  block_table,
+                  std::nullopt,
+                  max_seqlen_q,
+                  max_pages * k_cache.size(1),
+                  softmax_scale,
+                  -1,
+                  0,
+                  sinks,
+                  num_splits == 1};
+  call.check();
+  if (call.empty()) return;
+  const Heads heads = call.heads();
+  STD_TORCH_CHECK(max_seqlen_q * heads.q <= sm90::kRowsPerWarpgroup * heads.k,
+                  "lite_attention: max_seqlen_q must be at most ", sm90::kRowsPerWarpgroup,
+                  " / (num_heads / num_heads_k), not ", max_seqlen_q);
+  torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  FwdParams params;
+  params.k_descale = descale_of(k_descale, "k_descale", call.keys(), call.batch(), heads.k);
+  params.v_descale = descale_of(v_descale, "v_descale", call.keys(), call.batch(), heads.k);
+  PageLists& lists = params.lengths.lists;
+  lists.indices =
+      static_cast<const int*>(contiguous_data(indices, "indices", ScalarType::Int, {call.batch(), heads.k, max_pages}));
+  lists.counts = static_cast<const int*>(contiguous_data(counts, "counts", ScalarType::Int, {call.batch(), heads.k}));
+  lists.heads = int(heads.k);
+  lists.max_pages = int(max_pages);
+  lists.page_size = int(k_cache.size(1));
+  attend(call, Selection::of_pages(call.keys(), call.head_dim(), heads), params);
+}
+
 }  // namespace
 }  // namespace lite_attention
 
 STABLE_TORCH_LIBRARY_IMPL(lite_attention, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&lite_attention::fwd));
   m.impl("skip_fwd", TORCH_BOX(&lite_attention::skip_fwd));
+  m.impl("page_attend", TORCH_BOX(&lite_attention::page_attend));
   m.impl("get_scheduler_metadata", TORCH_BOX(&lite_attention::get_scheduler_metadata));
 }
 

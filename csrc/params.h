@@ -15,6 +15,17 @@ struct Strides {
   int64_t head = 0;
 };
 
+// Which pages of a sequence each KV head attends to, or all of them where `indices` is null. What the plan calls a
+// sequence is one KV head of one then, and its keys are those of the listed pages, counted anew from 0. The last ones
+// keep their distance from the end, so that the causal mask stays what it was.
+struct PageLists {
+  const int* indices = nullptr;  // (batch, heads, max_pages): pages of the sequence, ascending
+  const int* counts = nullptr;   // (batch, heads)
+  int heads = 1;                 // num_heads_k
+  int max_pages = 0;
+  int page_size = 0;
+};
+
 // Which queries and keys belong to which sequence. Exactly one of the three key layouts is in use:
 // (batch, seqlen, ...), packed by cu_seqlens_k, or pages named by block_table.
 struct Lengths {
@@ -26,6 +37,10 @@ struct Lengths {
   const int* seqused_k = nullptr;     // (batch), the keys of each sequence that exist; wins over cu_seqlens_k
   int window_left = -1;               // keys a query sees to its left and right on the diagonal that is
   int window_right = -1;              // aligned to the bottom right; -1 is unbounded, causal is right = 0
+  PageLists lists;
+
+  // What the plan calls sequences.
+  __host__ __device__ int planned() const { return batch * lists.heads; }
 };
 
 // How the rows of an M tile map to (query token, query head): `pack` heads of one KV head side by side for each token.
@@ -34,7 +49,7 @@ struct Packing {
   int pack = 1;
   int tokens_per_warpgroup = 0;  // 64 / pack; rows past tokens_per_warpgroup * pack are idle
   int tokens_per_tile = 0;       // tokens_per_warpgroup * warpgroups of all blocks of a cluster
-  int head_tiles = 0;            // num_heads / pack
+  int head_tiles = 0;            // num_heads / pack, of one KV head where lists are of KV heads
   int heads_per_kv = 1;          // num_heads / num_heads_k
 };
 

@@ -30,14 +30,14 @@ def check_supported(problem: Problem) -> None:
     """
     p = problem
     if p.q.dtype not in DTYPES:
-        raise _unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
+        raise unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
     if not head_dim_supported(p.head_dim, p.fp8_kv):
         given = f"head_dim {p.head_dim}" + (f" with keys in {p.k.dtype}" if p.fp8_kv else "")
-        raise _unsupported("q", given, f"multiples of {head_dim_multiple(p.fp8_kv)} up to {MAX_HEAD_DIM}")
+        raise unsupported("q", given, f"multiples of {head_dim_multiple(p.fp8_kv)} up to {MAX_HEAD_DIM}")
     if p.paged and p.page_size % PAGE_MULTIPLE != 0:
-        raise _unsupported("block_table", f"pages of {p.page_size} tokens", f"multiples of {PAGE_MULTIPLE}")
+        raise unsupported("block_table", f"pages of {p.page_size} tokens", f"multiples of {PAGE_MULTIPLE}")
     for name, x in (("q", p.q), ("k", p.k), ("v", p.v), ("out", p.out)):
-        _check_memory(name, x)
+        check_memory(name, x)
     for name, x in (("cu_seqlens_q", p.cu_seqlens_q), ("cu_seqlens_k", p.cu_seqlens_k), ("seqused_k", p.seqused_k)):
         if x is not None and x.stride(0) != 1:
             raise wrong(name, f"stride {x.stride(0)}", "a contiguous tensor")
@@ -48,7 +48,8 @@ def check_supported(problem: Problem) -> None:
         raise wrong("block_table", f"strides {tuple(p.block_table.stride())}", "contiguous rows")
 
 
-def _check_memory(name: str, x: Tensor) -> None:
+def check_memory(name: str, x: Tensor) -> None:
+    """Raises ValueError where 16-byte loads along the last dimension don't reach all of x."""
     for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
         multiple = GRAIN_BYTES // x.element_size()
         if size > 1 and (stride <= 0 or stride % multiple != 0):
@@ -58,7 +59,8 @@ def _check_memory(name: str, x: Tensor) -> None:
         raise wrong(name, f"memory at an address of {x.data_ptr() % 16} modulo 16", "16-byte alignment on a Hopper GPU")
 
 
-def _unsupported(name: str, given: object, works: str) -> NotImplementedError:
+def unsupported(name: str, given: object, works: str) -> NotImplementedError:
+    """The error for an argument that the specification knows and the kernels don't."""
     return NotImplementedError(
         f"{name}: got {given}; the Hopper kernels have {works}. backend='reference' computes the call, slowly."
     )

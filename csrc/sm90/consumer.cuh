@@ -2,7 +2,7 @@
 //
 // Two overlaps hide the softmax (FlashAttention-3, arXiv 2407.08608): inside a warpgroup QK of the next KV tile is
 // issued before PV of this one, and the softmax of the next runs under it; between warpgroups, turns at the tensor
-// cores let one compute exponentials while another multiplies.
+// cores let one compute exponentials while another multiplies. Both reach across the border between two work items.
 #pragma once
 
 #include "sm90/descale.cuh"
@@ -13,6 +13,7 @@
 #include "sm90/rows.cuh"
 #include "sm90/scheduler.cuh"
 #include "sm90/score_mod.cuh"
+#include "sm90/skip_list.cuh"
 #include "sm90/softmax.cuh"
 
 namespace lite_attention::sm90 {
@@ -51,12 +52,57 @@ __device__ void zero_rows(typename Traits::Value* v_stage, int begin, int end) {
   cutlass::arch::NamedBarrier::sync(128, kWarpgroup + threadIdx.x / 128 - 1);
 }
 
-// One consumer warpgroup over all work of its block.
+// A work item as one warpgroup sees it.
+template <class Traits>
+struct Item {
+  Work work;
+  Rows rows;
+  Mask mask;
+  Descales<Traits> descales;
+  ScoreModifier<Traits::kScoreMod> modifier;
+  typename ListReader<Traits>::Walk walk;
+  Ballot<Traits> ballot;
+  int n;  // the KV tile at hand
+
+  __device__ Item(const FwdParams& params, const Work& work, const ThreadRows& thread_rows,
+                  const ListReader<Traits>& lists, int warpgroup)
+      : work(work),
+        rows(params.packing, work.seq, work.m_tile, first_warpgroup<Traits>() + warpgroup),
+        mask(params.lengths, work.seq, rows, Traits::kBlockN),
+        descales(params, work),
+        modifier(params, score_scale(params), work.seq, rows, thread_rows, work.batch,
+                 work.head_tile * params.packing.pack),
+        walk(lists.walk(work)),
+        ballot(lists),
+        n(work.n_end - 1) {}
+
+  __device__ float score_scale(const FwdParams& params) const { return params.softmax_scale * descales.k(); }
+  __device__ bool end() const { return work.parts == 0; }
+  __device__ bool no_keys() const { return work.n_begin >= work.n_end; }
+  __device__ bool computed() const { return !no_keys() && rows.used > 0; }
+  __device__ bool last_tile() const { return n <= work.n_begin; }
+  // The item's tiles are those that any row of the cluster sees; these rows may not see the last ones.
+  __device__ bool blind() const { return n >= mask.tiles_end && !last_tile(); }
+  __device__ void go_on() { n = walk.below(n); }
+};
+
+// One consumer warpgroup over all work of its block. Every KV tile takes a turn at the tensor cores, computed or not.
+//
+// PV of an item's last tile is put off until QK of the next item's first tile has been issued, so that the softmax of
+// the one runs under the products of the other: they are joined. They are not where an item has several parts, whose
+// sums other blocks wait for, or where a warpgroup sees nothing of the next item's first tile.
+//
+// Loops and branches around the products must be the same for a whole warp, visibly to ptxas: after one that it can't
+// prove so it keeps ring stages and descriptors in vector registers, and every wgmma waits for them to be moved. Hence
+// the shuffles in WorkRing and Epilogue, and loops there that end for all lanes together.
 template <class Traits>
 class Consumer {
   using Value = typename Traits::Value;
   using EmptyBarrier = typename Traits::EmptyBarrier;
-  using Modifier = ScoreModifier<Traits::kScoreMod>;
+  using Softmax = OnlineSoftmax<Value, Traits::kProbabilityShift>;
+  static constexpr int kBlockN = Traits::kBlockN;
+  // One warpgroup has few whole items, and starts sooner with less code.
+  static constexpr bool kJoins = Traits::kConsumerWarpgroups > 1;
 
  public:
   __device__ Consumer(const FwdParams& params, typename Traits::SharedStorage& smem)
@@ -64,27 +110,12 @@ class Consumer {
         smem_(smem),
         warpgroup_(cutlass::canonical_warp_group_idx() - 1),
         lane_(threadIdx.x % 32),
+        thread_rows_(params.packing),
+        ring_work_(smem),
+        lists_(smem),
         turn_(warpgroup_) {}
 
-  __device__ void run() {
-    WorkRing<Traits> ring_work(smem_);
-    while (true) {
-      const Work work = ring_work.get();
-      if (work.parts == 0) break;
-      const Rows rows(params_.packing, work.seq, work.m_tile, first_warpgroup<Traits>() + warpgroup_);
-      if (work.n_begin >= work.n_end) {
-        Epilogue<Traits>(params_, smem_, work, rows).store_nothing_seen();
-      } else if (rows.used > 0) {
-        attend(work, rows);
-      } else {
-        pass_by(work, work.n_end, work.n_begin);
-        if (work.parts > 1) Epilogue<Traits>(params_, smem_, work, rows).store_no_part();
-      }
-    }
-  }
-
- private:
-  __device__ void attend(const Work& work, const Rows& rows) {
+  __device__ __forceinline__ void run() {
     typename Traits::MmaQK mma_qk;
     typename Traits::MmaPV mma_pv;
     auto thread_qk = mma_qk.get_slice(warpgroup_ * 128);
@@ -92,106 +123,175 @@ class Consumer {
     Tensor rQ = thread_qk.partition_fragment_A(make_tensor(make_smem_ptr(smem_.q), typename Traits::SmemLayoutQ{}));
     Tensor rK = thread_qk.partition_fragment_B(make_tensor(make_smem_ptr(smem_.k), typename Traits::SmemLayoutK{}));
     Tensor rV = thread_pv.partition_fragment_B(make_tensor(make_smem_ptr(values()), typename Traits::SmemLayoutVt{}));
-    Tensor scores = partition_fragment_C(mma_qk, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kBlockN>>{});
+    Tensor scores = partition_fragment_C(mma_qk, cute::Shape<Int<Traits::kBlockM>, Int<kBlockN>>{});
     Tensor output = partition_fragment_C(mma_pv, cute::Shape<Int<Traits::kBlockM>, Int<Traits::kHeadDim>>{});
-
-    const Mask mask(params_.lengths, work.seq, rows, Traits::kBlockN);
-    const Descales<Traits> descales(params_, work);
-    const float scale = params_.softmax_scale * descales.k();
-    const Modifier modifier(params_, scale, work.seq, rows, work.batch, work.head_tile * params_.packing.pack);
-    const float softmax_scale = Modifier::softmax_scale(scale);
-    OnlineSoftmax<Value, false, Traits::kProbabilityShift> softmax(softmax_scale);
-    float rescale[2];
-
-    smem_.q_full[warpgroup_].wait(q_phase_);
-    q_phase_ ^= 1;
-    // The item's tiles are those that any row of the cluster sees; its first rows may not see the last tiles.
-    const int n_end = max(work.n_begin + 1, min(work.n_end, mask.tiles_end));
-    pass_by(work, work.n_end, n_end);
-    int n = n_end - 1;
-    if (n_end < work.n_end) take_turn();
-
-    smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
-    gemm_async<GMMA::ScaleOut::Zero>(mma_qk, rQ, rK(_, _, _, ring_k_.stage), scores);
-    gemm_wait<0>(scores);
-    release_k();
-    modifier.template apply<Traits::kBlockN>(scores, n, lane_);
-    if (mask.needed(n)) mask.template apply<Traits::kBlockN>(scores, n, lane_);
-    softmax.step(scores, rescale);
     Tensor probs = make_operand<Value>(scores);
-    to_operand(scores, probs);
-    clear(output);
-    if (int end = mask.seqlen_k - n * Traits::kBlockN; end < Traits::kBlockN) {
-      smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
-      zero_rows<Traits>(v_stage(), end, Traits::kBlockN);
-    }
+    Softmax softmax(0.f);
+    float value_scale = 1.f;  // of the item that the output belongs to
+    float rescale[2], normalise[2], lse[2];
 
-    // One KV tile, whose K has arrived. Waiting for the next K stands between the softmax and the wait for PV for a
-    // reason: with no branch there, ptxas hoists that wait above the exponentials, and nothing overlaps.
-    auto step = [&](int n, auto masked) __attribute__((always_inline)) {
-      turn_.wait();
+    auto issue_qk = [&]() __attribute__((always_inline)) {
       gemm_async<GMMA::ScaleOut::Zero>(mma_qk, rQ, rK(_, _, _, ring_k_.stage), scores);
+    };
+    auto issue_pv = [&]() __attribute__((always_inline)) {
       smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
       gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v_.stage), output);
+    };
+    auto scale_output = [&](const float (&factor)[2]) __attribute__((always_inline)) {
+#pragma unroll
+      for (int i = 0; i < size(output); ++i) output(i) *= factor[i / 2 % 2];
+    };
+    auto finish_rows = [&]() __attribute__((always_inline)) {
+      softmax.finish(normalise, lse);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) normalise[i] *= value_scale;
+    };
+    // When the last PV of the item before is done.
+    auto store = [&](auto may_be_part) __attribute__((always_inline)) {
+      release_v();
+      scale_output(normalise);
+      const Work done = ring_work_.oldest();
+      const Rows rows(params_.packing, done.seq, done.m_tile, first_warpgroup<Traits>() + warpgroup_);
+      const Epilogue<Traits> epilogue(params_, smem_, done, rows, thread_rows_);
+      if constexpr (decltype(may_be_part)::value) {
+        epilogue.store(output, lse);
+      } else {
+        epilogue.store_final(output, lse);
+      }
+      ring_work_.release();
+    };
+    // A tile's scores to probabilities. Before the exponentials is the time to see to it that the next K has arrived:
+    // with no branch between the softmax and the wait for PV ptxas hoists that wait above the exponentials, and nothing
+    // overlaps; a branch after them would keep it from adding up probabilities in their shadow.
+    auto weigh = [&](Item<Traits>& item) __attribute__((always_inline)) {
+      float high[2];
+      softmax.tile_max(scores, high);
+      item.ballot.vote(item.n, high, softmax);
+      const bool moved = softmax.advance(high, rescale);
+      if (!item.last_tile()) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
+      softmax.exponentiate(scores);
+      return moved;
+    };
+    // An item's first tile, joined to the item before or not.
+    auto begin = [&](Item<Traits>& item, auto joined) __attribute__((always_inline)) {
+      constexpr bool kJoined = decltype(joined)::value;
+      smem_.q_full[warpgroup_].wait(q_phase_);
+      q_phase_ ^= 1;
+      smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
+      turn_.wait();
+      issue_qk();
+      if constexpr (kJoined) issue_pv();
+      turn_.pass();
+      if constexpr (kJoined) finish_rows();
+      softmax = Softmax(ScoreModifier<Traits::kScoreMod>::softmax_scale(item.score_scale(params_)));
+      value_scale = item.descales.v();
+      gemm_wait<kJoined ? 1 : 0>(scores);
+      release_k();
+      if (item.last_tile()) release_q();
+      item.ballot.exclude_unused(softmax, item.rows, thread_rows_);
+      item.modifier.template apply<kBlockN>(scores, item.n, lane_);
+      if (item.mask.needed(item.n)) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
+      weigh(item);
+      if constexpr (kJoined) {
+        warpgroup_fence_operand(scores);
+        gemm_wait<0>(output);
+        store(false_type{});
+      }
+      to_operand(scores, probs);
+      clear(output);
+    };
+    // One KV tile, whose K has arrived.
+    auto step = [&](Item<Traits>& item, auto masked) __attribute__((always_inline)) {
+      turn_.wait();
+      issue_qk();
+      issue_pv();
       turn_.pass();
       gemm_wait<1>(scores);
       release_k();
-      modifier.template apply<Traits::kBlockN>(scores, n, lane_);
-      if constexpr (decltype(masked)::value) mask.template apply<Traits::kBlockN>(scores, n, lane_);
-      const bool moved = softmax.step(scores, rescale);
+      if (item.last_tile()) release_q();
+      item.modifier.template apply<kBlockN>(scores, item.n, lane_);
+      if constexpr (decltype(masked)::value) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
+      const bool moved = weigh(item);
       warpgroup_fence_operand(scores);
-      if (n > work.n_begin) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
       gemm_wait<0>(output);
       release_v();
-      if (moved) {
-#pragma unroll
-        for (int i = 0; i < size(output); ++i) output(i) *= rescale[i / 2 % 2];
-      }
+      if (moved) scale_output(rescale);
       to_operand(scores, probs);
     };
-    if (n > work.n_begin) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
-    // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of a
-    // window.
-    for (--n; n >= max(work.n_begin, mask.clean_end); --n) step(n, true_type{});
-    for (; n >= max(work.n_begin, mask.clean_begin); --n) step(n, false_type{});
-    for (; n >= work.n_begin; --n) step(n, true_type{});
 
-    if (lane_ == 0) smem_.q_empty[warpgroup_].arrive();
-    smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
-    if (int begin = mask.first_valid - work.n_begin * Traits::kBlockN; begin > 0) {
-      zero_rows<Traits>(v_stage(), 0, begin);
+    bool pending = false;  // the last PV of the item before is still to be issued
+    bool whole = false;    // and that item has one part
+    while (true) {
+      Item<Traits> item(params_, ring_work_.get(), thread_rows_, lists_, warpgroup_);
+      const bool computed = !item.end() && item.computed();
+      const bool joined = kJoins && pending && whole && computed && !item.blind();
+      if (pending && !joined) {
+        issue_pv();
+        finish_rows();
+        gemm_wait<0>(output);
+        store(true_type{});
+      }
+      pending = computed;
+      if (!computed) {
+        if (item.end()) break;
+        pass_by(item);
+        continue;
+      }
+      if (joined) {
+        begin(item, bool_constant<kJoins>{});
+      } else {
+        for (; item.blind(); item.go_on()) pass_by_tile();
+        begin(item, false_type{});
+      }
+      if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN) {
+        smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
+        zero_rows<Traits>(v_stage(), end, kBlockN);
+      }
+      // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of
+      // a window.
+      const int n_begin = item.work.n_begin;
+      for (item.go_on(); item.n >= max(n_begin, item.mask.clean_end); item.go_on()) step(item, true_type{});
+      for (; item.n >= max(n_begin, item.mask.clean_begin); item.go_on()) step(item, false_type{});
+      for (; item.n >= n_begin; item.go_on()) step(item, true_type{});
+      lists_.leave();
+
+      if (int begin = item.mask.first_valid - n_begin * kBlockN; begin > 0) {
+        smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
+        zero_rows<Traits>(v_stage(), 0, begin);
+      }
+      whole = item.work.parts == 1;
     }
-    gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v_.stage), output);
-    float normalise[2], lse[2];
-    softmax.finish(softmax_scale, normalise, lse);
-    gemm_wait<0>(output);
-    release_v();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) normalise[i] *= descales.v();
-#pragma unroll
-    for (int i = 0; i < size(output); ++i) output(i) *= normalise[i / 2 % 2];
-    Epilogue<Traits>(params_, smem_, work, rows).store(output, lse);
   }
 
-  // Keeps rings and turns moving over the tiles [end, begin) from above, and computes nothing.
-  __device__ void pass_by(const Work& work, int begin, int end) {
-    for (int n = begin - 1; n >= end; --n) {
-      if (n < work.n_end - 1) take_turn();  // an item's first tile is computed out of turn
-      smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
-      release_k();
-      smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
-      release_v();
+ private:
+  // Keeps rings and turns moving over an item without queries for this warpgroup, or without keys.
+  __device__ void pass_by(Item<Traits>& item) {
+    const Epilogue<Traits> epilogue(params_, smem_, item.work, item.rows, thread_rows_);
+    if (item.no_keys()) {
+      epilogue.store_nothing_seen();
+    } else {
+      for (; item.n >= item.work.n_begin; item.go_on()) pass_by_tile();
+      lists_.leave();
+      if (item.work.parts > 1) epilogue.store_no_part();
     }
+    ring_work_.release();
   }
 
-  __device__ void take_turn() const {
+  __device__ void pass_by_tile() {
     turn_.wait();
     turn_.pass();
+    smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
+    release_k();
+    smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
+    release_v();
   }
 
   // Tells the producers of all blocks of the cluster, each of which writes to every block.
   __device__ void release(EmptyBarrier& barrier) const {
     if (lane_ < Traits::kCluster) Cluster<Traits::kCluster>::arrive(barrier, lane_);
+  }
+  __device__ void release_q() const {
+    if (lane_ == 0) smem_.q_empty[warpgroup_].arrive();
   }
   __device__ void release_k() {
     release(smem_.k_empty[ring_k_.stage]);
@@ -202,11 +302,14 @@ class Consumer {
     ring_v_.advance();
   }
   __device__ Value* values() const { return reinterpret_cast<Value*>(smem_.v); }
-  __device__ Value* v_stage() const { return values() + ring_v_.stage * Traits::kBlockN * Traits::kHeadDim; }
+  __device__ Value* v_stage() const { return values() + ring_v_.stage * kBlockN * Traits::kHeadDim; }
 
   const FwdParams& params_;
   typename Traits::SharedStorage& smem_;
   const int warpgroup_, lane_;
+  const ThreadRows thread_rows_;
+  WorkRing<Traits> ring_work_;
+  ListReader<Traits> lists_;
   Turn<Traits> turn_;
   Ring<Traits::kStages> ring_k_, ring_v_;
   uint32_t q_phase_ = 0;

@@ -4,6 +4,7 @@
 
 #include "sm90/e4m3.cuh"
 #include "sm90/pipeline.cuh"
+#include "sm90/producer.cuh"
 #include "sm90/scheduler.cuh"
 #include "sm90/traits.cuh"
 
@@ -18,10 +19,10 @@ class Converter {
 
  public:
   // The barriers of what TMA fills; those of the stages are the kernel's own.
-  __device__ static void init(Storage& smem) {
+  __device__ static void init(const FwdParams& params, Storage& smem) {
     for (const auto& loads : {Traits::k_loads(smem), Traits::v_loads(smem)}) {
       for (int stage = 0; stage < Traits::kLoadStages; ++stage) {
-        loads.full[stage].init(Traits::kLoadWarps);
+        loads.full[stage].init(load_warps<Traits>(params));
         loads.empty[stage].init(Traits::kConverterWarps);
       }
     }
@@ -35,6 +36,7 @@ class Converter {
     Rings k, v;
     while (true) {
       const Work work = ring_work.get();
+      ring_work.release();
       if (work.parts == 0) break;
       for (int n = work.n_begin; n < work.n_end; ++n) {
         convert_k(k);

@@ -33,11 +33,13 @@ class Epilogue {
   static constexpr float kLog2E = 1.4426950408889634f;
 
  public:
-  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Rows& rows)
+  __device__ Epilogue(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work, const Rows& rows,
+                      const ThreadRows& thread_rows)
       : params_(params),
         smem_(smem),
         work_(work),
         rows_(rows),
+        thread_rows_(thread_rows),
         first_head_(work.head_tile * params.packing.pack),
         part_row_((first_warpgroup<Traits>() + threadIdx.x / 128 - 1) * kRowsPerWarpgroup) {
     int batch = params.lengths.cu_seqlens_q ? 0 : work.batch;
@@ -48,27 +50,18 @@ class Epilogue {
            first_head_ * params.lse_strides.head;
   }
 
-  // Rows that see no key: zeros, and the log-sum-exp of nothing or of the sink alone.
+  // Rows that see no key: zeros, and the log-sum-exp of nothing or of the sink alone. A warp a row, in a loop that ends
+  // for all lanes together (consumer.cuh says why).
   __device__ void store_nothing_seen() const {
-    const int vectors = params_.head_dim / 8;
-    for (int i = threadIdx.x % 128; i < rows_.used * vectors; i += 128) {
-      *reinterpret_cast<uint4*>(out_row(i / vectors) + i % vectors * 8) = make_uint4(0, 0, 0, 0);
-    }
-    for (int row = threadIdx.x % 128; row < rows_.used; row += 128) {
-      float lse = -INFINITY;
-      join_sink(lse, row);
-      *lse_row(row) = lse;
-    }
-  }
-
-  // The same, a warp a row, in a loop that ends for all lanes together (skip_consumer.cuh says why).
-  __device__ void store_nothing_seen_by_warps() const {
     const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
     for (int row = warp; row < rows_.used; row += 4) {
-      if (lane * 8 < params_.head_dim) *reinterpret_cast<uint4*>(out_row(row) + lane * 8) = make_uint4(0, 0, 0, 0);
+      const int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
+      if (lane * 8 < params_.head_dim) {
+        *reinterpret_cast<uint4*>(out_row(token, head) + lane * 8) = make_uint4(0, 0, 0, 0);
+      }
       float lse = -INFINITY;
-      join_sink(lse, row);
-      if (lane == 0) *lse_row(row) = lse;
+      join_sink(lse, head);
+      if (lane == 0) *lse_row(token, head) = lse;
     }
   }
 
@@ -79,10 +72,11 @@ class Epilogue {
     int quad_lane = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int row = rows_.row + 8 * i;
-      Element* to = row < rows_.used ? out_row(row) : nullptr;
+      const int row = thread_rows_.row(i), token = thread_rows_.token(i);
+      const int head = thread_rows_.head(params_.packing, i);
+      Element* to = row < rows_.used ? out_row(token, head) : nullptr;
       float row_lse = lse[i];
-      float share = to ? join_sink(row_lse, row) : 1.f;
+      float share = to ? join_sink(row_lse, head) : 1.f;
 #pragma unroll
       for (int group = 0; group < Traits::kHeadDim / 32; ++group) {
         uint32_t words[4];
@@ -99,7 +93,7 @@ class Epilogue {
           *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
         }
       }
-      if (to && quad_lane == 0) *lse_row(row) = row_lse;
+      if (to && quad_lane == 0) *lse_row(token, head) = row_lse;
     }
   }
 
@@ -119,19 +113,17 @@ class Epilogue {
   }
 
  private:
-  __device__ Element* out_row(int row) const {
-    int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
+  __device__ Element* out_row(int token, int head) const {
     return out_ + token * params_.out_strides.token + head * params_.out_strides.head;
   }
-  __device__ float* lse_row(int row) const {
-    int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
+  __device__ float* lse_row(int token, int head) const {
     return lse_ + token * params_.lse_strides.token + head * params_.lse_strides.head;
   }
 
   // Adds the sink's logit to a row's log-sum-exp; gives what the row must be multiplied by.
-  __device__ float join_sink(float& lse, int row) const {
+  __device__ float join_sink(float& lse, int head) const {
     if (!params_.sinks) return 1.f;
-    float sink = params_.sinks[first_head_ + row % params_.packing.pack], high = fmaxf(lse, sink);
+    float sink = params_.sinks[first_head_ + head], high = fmaxf(lse, sink);
     if (high == -INFINITY) return 1.f;
     float all = high + logf(expf(lse - high) + expf(sink - high)), share = expf(lse - all);
     lse = all;
@@ -147,7 +139,7 @@ class Epilogue {
     int64_t first_row = slot(Cluster<Traits::kCluster>::worker()) * kPartRows + part_row_;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int row = rows_.row + 8 * i;
+      int row = thread_rows_.row(i);
       if (row >= rows_.used) continue;
       float* to = params_.partial_out + (first_row + row) * Traits::kHeadDim + 2 * (threadIdx.x % 4);
 #pragma unroll
@@ -226,7 +218,8 @@ class Epilogue {
         }
       }
       float lse = sum == 0.f ? -INFINITY : high + logf(sum);
-      const float factor = join_sink(lse, row) / (sum == 0.f ? 1.f : sum);
+      const int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
+      const float factor = join_sink(lse, head) / (sum == 0.f ? 1.f : sum);
       cutlass::NumericArrayConverter<Element, float, 4> convert;
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
@@ -234,9 +227,9 @@ class Epilogue {
         if (column >= params_.head_dim) continue;
         auto result = convert(
             cutlass::Array<float, 4>{acc[v].x * factor, acc[v].y * factor, acc[v].z * factor, acc[v].w * factor});
-        *reinterpret_cast<uint2*>(out_row(row) + column) = reinterpret_cast<const uint2&>(result);
+        *reinterpret_cast<uint2*>(out_row(token, head) + column) = reinterpret_cast<const uint2&>(result);
       }
-      if (lane == 0) *lse_row(row) = lse;
+      if (lane == 0) *lse_row(token, head) = lse;
     }
   }
 
@@ -252,6 +245,7 @@ class Epilogue {
   typename Traits::SharedStorage& smem_;
   const Work& work_;
   const Rows& rows_;
+  const ThreadRows& thread_rows_;
   int first_head_;
   int part_row_;  // where this warpgroup's rows begin in a part
   Element* out_;

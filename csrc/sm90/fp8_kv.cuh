@@ -45,7 +45,6 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
   using typename Base::FullBarrier;
 
   static constexpr int kConverterWarps = 4;
-  static constexpr int kFillingWarps = kConverterWarps;
   static constexpr int kThreads = Base::kThreads + 32 * kConverterWarps;
 
   // Values become float16 also beside bfloat16 queries, as their conversion to that is one instruction and not four.

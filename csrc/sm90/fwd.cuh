@@ -8,8 +8,6 @@
 #include "sm90/converter.cuh"
 #include "sm90/launch.h"
 #include "sm90/producer.cuh"
-#include "sm90/skip_consumer.cuh"
-#include "sm90/skip_producer.cuh"
 
 namespace lite_attention::sm90 {
 
@@ -39,10 +37,11 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.q_full[warpgroup].init(1);
       smem.q_empty[warpgroup].init(4);  // warps
     }
+    const int filling_warps = Traits::kConverterWarps > 0 ? Traits::kConverterWarps : load_warps<Traits>(params);
     for (int stage = 0; stage < Traits::kStages; ++stage) {
-      smem.k_full[stage].init(Traits::kFillingWarps);
+      smem.k_full[stage].init(filling_warps);
       smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
-      smem.v_full[stage].init(Traits::kFillingWarps);
+      smem.v_full[stage].init(filling_warps);
       smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
@@ -50,11 +49,9 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.work_empty[stage].init(
           (kConsumerWarps + Traits::kConverterWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
     }
-    if constexpr (Traits::kSkip) {
-      smem.lists.work_wanted.init(1);
-      ListKeeper<Traits>::init(smem);
-    }
-    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(smem);
+    smem.work_wanted.init(1);
+    if constexpr (Traits::kSkip) ListKeeper<Traits>::init(smem);
+    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(params, smem);
     cutlass::arch::fence_barrier_init();
   }
   Cluster<Traits::kCluster>::sync();
@@ -69,14 +66,10 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     // Nothing waits for this thread's look at the plan: the first warp reads it at the same time.
     if (threadIdx.x == 96) trap_at_foreign_plan<Traits>(params);
-    if constexpr (Traits::kSkip) {
-      produce_lists<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
-    } else {
-      produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
-    }
+    produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
   } else {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    conditional_t<Traits::kSkip, SkipConsumer<Traits>, Consumer<Traits>>(params, smem).run();
+    Consumer<Traits>(params, smem).run();
   }
   // Until here others may arrive at this block's barriers.
   if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
@@ -114,10 +107,7 @@ Kernel select_kernel(TileKind kind, bool score_mod) {
   };
   switch (kind) {
     case TileKind::kSkip:
-      if constexpr (kHeadDim == kSkipHeadDim) {
-        if (!score_mod) return make_kernel<Element, kHeadDim, TileKind::kSkip, false>();
-      }
-      return {};
+      return score_mod ? Kernel{} : make_kernel<Element, kHeadDim, TileKind::kSkip, false>();
     case TileKind::kDecode:
       return select(std::integral_constant<TileKind, TileKind::kDecode>{});
     case TileKind::kPaged:

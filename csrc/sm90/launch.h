@@ -15,8 +15,8 @@ enum class KeyType { kAsQueries, kE4M3 };
 // Rows of one wgmma, which are the rows of a warpgroup.
 constexpr int kRowsPerWarpgroup = 64;
 
-// Skip lists: the tiles' head dim, and the longest sequence.
-constexpr int kSkipHeadDim = 128, kMaxSkipTokens = 1 << 20;
+// The longest sequence that a skip list can have.
+constexpr int kMaxSkipTokens = 1 << 20;
 
 // Which tile shape a call uses: prefill under a mask, prefill where every query sees every key, prefill over pages, or
 // few queries; kSkip is the one whose tiles skip lists count.

@@ -22,7 +22,6 @@ struct ListStorage {
     float threshold;
   };
 
-  cutlass::arch::ClusterBarrier work_wanted;     // the block will soon need another item
   cutlass::arch::ClusterBarrier left[kBuffers];  // all warps are done with the buffer's item
   Item items[kBuffers];
   uint32_t visits[kBuffers][kMaxWords];  // only the words of the item's range are written

@@ -10,20 +10,18 @@
 
 namespace lite_attention::sm90 {
 
-// A thread of the wgmma accumulator holds two rows, 8 apart, and in each the columns 8 * v + 2 * (lane % 4) + {0, 1}.
+// What a warpgroup's rows see. A thread of the accumulator holds two of them, and in each the columns
+// 8 * v + 2 * (lane % 4) + {0, 1}.
 struct Mask {
-  int first_key[2], end_key[2];  // per row of this thread
-  int clean_begin, clean_end;    // tiles [clean_begin, clean_end) are visible to every row of the warpgroup
-  int tiles_end;                 // tiles from here on are visible to none
-  int first_valid;               // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
+  const Lengths& lengths;
   int seqlen_k;
+  int position;                // the key on whose diagonal the warpgroup's first token is
+  int clean_begin, clean_end;  // tiles [clean_begin, clean_end) are visible to every row of the warpgroup
+  int tiles_end;               // tiles from here on are visible to none
+  int first_valid;             // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
 
-  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Rows& rows, int block_n) : seqlen_k(seq.seqlen_k) {
-    for (int i = 0; i < 2; ++i) {
-      int token = rows.token(i);
-      first_key[i] = seq.first_key(lengths, token);
-      end_key[i] = seq.end_key(lengths, token);
-    }
+  __device__ Mask(const Lengths& lengths, const Sequence& seq, const Rows& rows, int block_n)
+      : lengths(lengths), seqlen_k(seq.seqlen_k), position(seq.position(rows.first_token)) {
     clean_begin = (seq.first_key(lengths, rows.last_token) + block_n - 1) / block_n;
     clean_end = seq.end_key(lengths, rows.first_token) / block_n;
     tiles_end = (seq.end_key(lengths, rows.last_token) + block_n - 1) / block_n;
@@ -34,14 +32,16 @@ struct Mask {
 
   // Masked scores are replaced, never added to: what was computed from unused memory may be NaN.
   template <int kBlockN, class Scores>
-  __device__ void apply(Scores& scores, int n_tile, int lane) const {
-    int column0 = n_tile * kBlockN + 2 * (lane % 4);
+  __device__ void apply(Scores& scores, int n_tile, const ThreadRows& rows) const {
+    int column0 = n_tile * kBlockN + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const int diagonal = position + rows.token(i);
+      const int first_key = first_seen(lengths, diagonal), end_key = end_seen(lengths, diagonal, seqlen_k);
       // One bit a score, 16 groups of 8 columns to a word: a test of a bit is cheaper than two comparisons.
 #pragma unroll
       for (int group = 0; group < kBlockN / 8; group += 16) {
-        uint32_t seen = bits_below(end_key[i] - column0 - 8 * group) & ~bits_below(first_key[i] - column0 - 8 * group);
+        uint32_t seen = bits_below(end_key - column0 - 8 * group) & ~bits_below(first_key - column0 - 8 * group);
 #pragma unroll
         for (int v = group; v < min(group + 16, kBlockN / 8); ++v) {
 #pragma unroll

@@ -43,23 +43,35 @@ class WorkRing {
     for (int i = 0; i < kWords; ++i) word = lane == i ? words[i] : word;
 #pragma unroll
     for (int block = 0; block < Traits::kCluster; ++block) {
-      if (lane < kWords) Blocks::store(slot() + lane, word, block);
+      if (lane < kWords) Blocks::store(reinterpret_cast<int*>(&smem_.work[ring_.stage]) + lane, word, block);
     }
     __syncwarp();
     if (lane < Traits::kCluster) Blocks::arrive_after_store(smem_.work_full[ring_.stage], lane);
     ring_.advance();
   }
 
-  // All lanes of a warp together. Each word comes to all lanes by a shuffle, not by a load of their own: that tells
-  // ptxas that it is the same in the whole warp, and it keeps ring stages and descriptors in uniform registers.
-  // Without, every wgmma waits for moves from vector registers.
+  // The rest is for the receiving warps, all lanes of one together. The next item, whose slot stays until `release`.
   __device__ Work get() {
     Blocks::wait(smem_.work_full[ring_.stage], ring_.phase);
-    const int lane = threadIdx.x % 32;
-    int word = lane < kWords ? slot()[lane] : 0;
-    __syncwarp();
-    if (lane == 0) Blocks::arrive(smem_.work_empty[ring_.stage], 0);
+    const Work work = read(ring_.stage);
     ring_.advance();
+    return work;
+  }
+  // The oldest item that was not released, once more: cheaper than registers to keep it in.
+  __device__ Work oldest() const { return read(released_.stage); }
+  __device__ void release() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) Blocks::arrive(smem_.work_empty[released_.stage], 0);
+    released_.advance();
+  }
+
+ private:
+  // Each word comes to all lanes by a shuffle, not by a load of their own: that tells ptxas that it is the same in the
+  // whole warp, and it keeps ring stages and descriptors in uniform registers. Without, every wgmma waits for moves
+  // from vector registers.
+  __device__ Work read(int stage) const {
+    const int lane = threadIdx.x % 32;
+    const int word = lane < kWords ? reinterpret_cast<const int*>(&smem_.work[stage])[lane] : 0;
     int words[kWords];
 #pragma unroll
     for (int i = 0; i < kWords; ++i) words[i] = __shfl_sync(~0u, word, i);
@@ -68,11 +80,8 @@ class WorkRing {
     return work;
   }
 
- private:
-  __device__ int* slot() const { return reinterpret_cast<int*>(&smem_.work[ring_.stage]); }
-
   typename Traits::SharedStorage& smem_;
-  Ring<Traits::kWorkStages> ring_;
+  Ring<Traits::kWorkStages> ring_, released_;
 };
 
 }  // namespace lite_attention::sm90

@@ -44,14 +44,14 @@ __device__ int block_max(int value) {
 // Whole items balance best when long ones are taken first. Not worth its square of steps beyond one pass of the block.
 __device__ void order_sequences(const Lengths& lengths, int* order, bool longest_first) {
   __shared__ int keys[kPlanThreads];
-  const bool sort = longest_first && lengths.batch <= kPlanThreads;
+  const bool sort = longest_first && lengths.planned() <= kPlanThreads;
   if (sort) {
-    if (threadIdx.x < lengths.batch) keys[threadIdx.x] = Sequence::load(lengths, threadIdx.x).seqlen_k;
+    if (threadIdx.x < lengths.planned()) keys[threadIdx.x] = Sequence::load(lengths, threadIdx.x).seqlen_k;
     __syncthreads();
   }
-  for (int b = threadIdx.x; b < lengths.batch; b += kPlanThreads) {
+  for (int b = threadIdx.x; b < lengths.planned(); b += kPlanThreads) {
     int place = sort ? 0 : b;
-    for (int other = 0; sort && other < lengths.batch; ++other) {
+    for (int other = 0; sort && other < lengths.planned(); ++other) {
       place += keys[other] > keys[b] || (keys[other] == keys[b] && other < b);
     }
     order[place] = b;
@@ -71,28 +71,28 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   order_sequences(lengths, order, longest_first);
 
   int num_entries = 0, most_tiles = 0;
-  for (int first = 0; first < lengths.batch; first += kPlanThreads) {
+  for (int first = 0; first < lengths.planned(); first += kPlanThreads) {
     int place = first + threadIdx.x, m_tiles = 0;
-    if (place < lengths.batch) {
+    if (place < lengths.planned()) {
       Sequence seq = Sequence::load(lengths, order[place]);
       m_tiles = (max(seq.seqlen_q, 0) + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
       most_tiles = max(most_tiles, m_tiles);
     }
     int total, before = block_exclusive_sum(m_tiles, total);
-    if (place < lengths.batch) offsets[place] = num_entries + before;
+    if (place < lengths.planned()) offsets[place] = num_entries + before;
     num_entries += total;
   }
   // The host sized the plan from the shapes; lengths that exceed them are the caller's error and must not write past
   // it.
   num_entries = min(num_entries, bounds.max_entries);
-  if (threadIdx.x == 0) offsets[lengths.batch] = num_entries;
+  if (threadIdx.x == 0) offsets[lengths.planned()] = num_entries;
   __syncthreads();
 
   int total_weight = 0, longest = 0;
   for (int first = 0; first < num_entries; first += kPlanThreads) {
     int e = first + threadIdx.x, weight = 0;
     if (e < num_entries) {
-      int lo = 0, hi = lengths.batch;  // the last place whose first entry is at most e
+      int lo = 0, hi = lengths.planned();  // the last place whose first entry is at most e
       while (hi - lo > 1) {
         int mid = (lo + hi) / 2;
         (offsets[mid] <= e ? lo : hi) = mid;
@@ -148,7 +148,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
 
 cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
                         const Tile& tile, bool never_split, cudaStream_t stream) {
-  const bool longest_first = lengths.batch > 1 && (never_split || tile.block_m > kRowsPerWarpgroup);
+  const bool longest_first = lengths.planned() > 1 && (never_split || tile.block_m > kRowsPerWarpgroup);
   plan_kernel<<<1, kPlanThreads, 0, stream>>>(words, bounds, lengths, packing, tile, never_split, longest_first);
   return cudaGetLastError();
 }

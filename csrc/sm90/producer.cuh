@@ -1,13 +1,15 @@
 // The producer warps: they keep the rings of K and V tiles full by TMA, and Q one work item ahead.
 //
-// Two warps load K and two load V. A warp issues the boxes of its lanes one by one, 40 to 50 cycles each, so small
-// pages need several.
+// A warp issues the boxes of its lanes one by one, 40 to 50 cycles each, so small pages need two warps for each of K
+// and V. Otherwise there is one for each job, planning, K, V and Q, and none waits for another's: the next item's first
+// tiles arrive while the consumers end the item before.
 #pragma once
 
 #include "sm90/pipeline.cuh"
 #include "sm90/rows.cuh"
 #include "sm90/scheduler.cuh"
 #include "sm90/sequence.cuh"
+#include "sm90/skip_list.cuh"
 #include "sm90/traits.cuh"
 
 namespace lite_attention::sm90 {
@@ -22,6 +24,12 @@ __device__ void tma_load(const CUtensorMap& map, Barrier& full, void* smem, int 
   } else {
     SM90_TMA_LOAD_MULTICAST_4D::copy(&map, barrier, uint16_t((1 << kBlocks) - 1), kHint, smem, c0, c1, c2, c3);
   }
+}
+
+// Warps that load each of K and V.
+template <class Traits>
+__device__ int load_warps(const FwdParams& params) {
+  return !Traits::kSkip && params.block_table ? 2 : 1;  // what lists ask of the planning warp leaves it no time for K
 }
 
 // Where one lane's box of a tile comes from: an index of the outermost dimension, which is a page or the batch, and the
@@ -43,7 +51,7 @@ class TileLoader {
   __device__ TileLoader(const FwdParams& params, const CUtensorMap& map, const Work& work, int kv_head, int part)
       : params_(params), map_(map), seqlen_k_(work.seq.seqlen_k), kv_head_(kv_head) {
     const int rank = Cluster<Traits::kCluster>::rank();
-    const int first_box = (threadIdx.x % 32 * Traits::kLoadWarps + part) * Traits::kCluster;
+    const int first_box = (threadIdx.x % 32 * load_warps<Traits>(params) + part) * Traits::kCluster;
     slab_ = (first_box + rank) % Traits::kSlabs;
     tile_row_ = (first_box + rank) / Traits::kSlabs * params.box_rows;
 #pragma unroll
@@ -52,6 +60,10 @@ class TileLoader {
     }
     if (params.block_table) {
       table_ = params.block_table + work.batch * params.block_table_stride;
+      if constexpr (Traits::kPageLists) {
+        const PageLists& lists = params.lengths.lists;
+        if (lists.indices) list_ = lists.indices + (int64_t{work.batch} * lists.heads + kv_head) * lists.max_pages;
+      }
     } else {
       token0_ = work.seq.k_begin;
       batch_ = params.k_has_batch ? work.batch : 0;
@@ -63,7 +75,7 @@ class TileLoader {
     int token = n_tile * Traits::kBlockN + tile_row_;
     if (!table_) return {batch_, token0_ + token};
     int page = token / params_.page_size;
-    return {table_[page], token - page * params_.page_size};
+    return {page_number(page), token - page * params_.page_size};
   }
 
   // The barrier's phase completes when the bytes have landed, from all blocks of the cluster. Rows past a tensor's end
@@ -81,7 +93,7 @@ class TileLoader {
   }
 
  private:
-  static_assert(Traits::kBlockN / 16 * Traits::kSlabs <= 32 * Traits::kLoadWarps * Traits::kCluster,
+  static_assert(Traits::kBlockN / 16 * Traits::kSlabs <= 32 * (Traits::kSkip ? 1 : 2) * Traits::kCluster,
                 "a lane has one box of a tile");
 
   // Pages past the last key are not loaded and their numbers not read; what the stage holds there instead is masked.
@@ -89,9 +101,21 @@ class TileLoader {
     return tile_row < min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN);
   }
 
+  // In the cache. What a list says must not lead past the table; a page that the cache hasn't arrives as zeros.
+  __device__ int page_number(int page) const {
+    if constexpr (Traits::kPageLists) {
+      if (list_) {
+        const int listed = list_[page];
+        return unsigned(listed) < unsigned(params_.lengths.lists.max_pages) ? table_[listed] : -1;
+      }
+    }
+    return table_[page];
+  }
+
   const FwdParams& params_;
   const CUtensorMap& map_;
   const int* table_ = nullptr;  // of this sequence's pages
+  const int* list_ = nullptr;   // of those that this head attends to; null is all
   int seqlen_k_, kv_head_;
   int token0_ = 0, batch_ = 0;     // where keys without pages begin
   int slab_, tile_row_;            // this lane's box in every tile
@@ -125,13 +149,17 @@ class QueryLoader {
   uint32_t phases_ = 0;  // one bit a warpgroup
 };
 
-// The work of one ring, from the last tile to the first, so that masked tiles come first.
-template <class Traits>
-__device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, const typename Traits::Loads& loads,
-                              Ring<Traits::kLoadStages>& ring) {
+// The work of one ring, from the last tile to the first, so that masked tiles come first. Calls `nearly_done` once,
+// with two tiles to go.
+template <class Traits, class Walk, class NearlyDone>
+__device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, Walk walk,
+                              const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring,
+                              const NearlyDone& nearly_done) {
   Box box = loader.find(work.n_end - 1);
-  for (int n = work.n_end - 1; n >= work.n_begin; --n) {
-    Box next = n > work.n_begin ? loader.find(n - 1) : Box{};
+  for (int n = work.n_end - 1, below; n >= work.n_begin; n = below) {
+    below = walk.below(n);
+    Box next = n > work.n_begin ? loader.find(below) : Box{};
+    if (below == work.n_begin || work.n_end - work.n_begin == 1) nearly_done();
     loads.empty[ring.stage].wait(ring.phase ^ 1);
     loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();
@@ -139,36 +167,68 @@ __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work
   }
 }
 
-// Warp 0 of a cluster's first block asks for the work and tells all others, producers and consumers, through the work
-// ring. The last warp also loads the queries: where tiles are contiguous it has nothing else to do, and V is not needed
-// as soon as K.
+// What a producer warp does. Warp 0 of a cluster's first block asks for the work and tells all others, producers and
+// consumers, through the work ring. Where K and V take two warps each, the first and the last warp have two jobs: tiles
+// of pages keep a warp busy, and V is not needed as soon as K.
+template <class Traits>
+struct Job {
+  bool plans, loads_k, loads_v, loads_q;
+  bool asks;   // tells the planning warp when the block will soon need another item
+  bool ahead;  // the planning warp can't be told, and takes items early
+  int part;    // which of the warps that load this operand
+
+  __device__ Job(const FwdParams& params, int warp) {
+    const bool first_block = Cluster<Traits::kCluster>::rank() == 0, two_jobs = load_warps<Traits>(params) == 2;
+    plans = warp == 0 && first_block;
+    loads_k = two_jobs ? warp % 2 == 0 : warp == 1;
+    loads_v = two_jobs ? warp % 2 == 1 : warp == 2;
+    loads_q = warp == Traits::kProducerWarps - 1;
+    asks = !two_jobs && loads_k && first_block;
+    ahead = two_jobs;
+    part = two_jobs ? warp / 2 : 0;
+  }
+};
+
 template <class Traits>
 __device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp) {
-  using Blocks = Cluster<Traits::kCluster>;
-  const bool scheduling = warp == 0 && Blocks::rank() == 0, loads_v = warp % 2,
-             loads_q = warp == Traits::kProducerWarps - 1;
-  const int part = warp / 2;
+  const Job<Traits> job(params, warp);
   Ring<Traits::kLoadStages> ring;
   WorkRing<Traits> ring_work(smem);
   QueryLoader<Traits> queries;
-  Scheduler<true> scheduler(params, Blocks::worker());
-  while (true) {
+  Scheduler scheduler(params, Cluster<Traits::kCluster>::worker(), job.ahead);
+  ListReader<Traits> lists(smem);
+  ListKeeper<Traits> keeper(params, smem);
+  auto ask = [&] {
+    if (job.asks && threadIdx.x % 32 == 0) smem.work_wanted.arrive();
+  };
+  for (uint32_t items = 0;; ++items) {
     Work work;
-    if (scheduling) {
+    if (job.plans) {
+      // Not before it is wanted: an item taken early is one that an idle block can't have.
+      if (!job.ahead && items > 0) smem.work_wanted.wait((items - 1) & 1);
       work = scheduler.next();
+      keeper.open(work);
       ring_work.put(work);
     } else {
       work = ring_work.get();
+      ring_work.release();
     }
     if (work.parts == 0) break;
-    if (work.n_begin >= work.n_end) continue;
-
-    if (loads_q) queries.load(params, smem, work);
-    int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
-    TileLoader<Traits> loader(params, loads_v ? params.map_v : params.map_k, work, kv_head, part);
-    loads_v ? produce_tiles<Traits>(loader, work, Traits::v_loads(smem), ring)
-            : produce_tiles<Traits>(loader, work, Traits::k_loads(smem), ring);
+    if (work.n_begin >= work.n_end) {
+      ask();
+      continue;
+    }
+    if (job.loads_q) queries.load(params, smem, work);
+    if (job.loads_k || job.loads_v) {
+      int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
+      TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part);
+      auto walk = lists.walk(work);
+      job.loads_v ? produce_tiles<Traits>(loader, work, walk, Traits::v_loads(smem), ring, ask)
+                  : produce_tiles<Traits>(loader, work, walk, Traits::k_loads(smem), ring, ask);
+    }
+    lists.leave();
   }
+  if (job.plans) keeper.close();
 }
 
 }  // namespace lite_attention::sm90

@@ -15,18 +15,19 @@ struct Work {
   Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
-// The planning warp's side. All lanes call together and get the same. With kAhead it asks for the next item while it
-// gives this one out: nobody waits for it then, but an idle worker can't have it any more.
-template <bool kAhead>
+// The planning warp's side. All lanes call together and get the same.
 class Scheduler {
  public:
-  __device__ Scheduler(const FwdParams& params, int worker)
+  // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
+  // any more.
+  __device__ Scheduler(const FwdParams& params, int worker, bool ahead)
       : plan_(params.plan),
         header_(*plan_.header),
         lengths_(params.lengths),
         head_tiles_(params.packing.head_tiles),
-        worker_(worker) {
-    if (header_.mode == PlanMode::kWhole) {
+        worker_(worker),
+        ahead_(ahead) {
+    if (takes()) {
       position_ = worker;
       end_ = int64_t{header_.num_entries} * head_tiles_;
     } else {
@@ -36,15 +37,22 @@ class Scheduler {
     }
   }
 
+  // Whether items are taken one by one, and were not dealt out by the plan.
+  __device__ bool takes() const { return header_.mode == PlanMode::kWhole; }
+
   __device__ Work next() {
     Work work{};
-    if constexpr (!kAhead) take();
+    if (takes() && !ahead_) take();
     if (position_ >= end_) {
-      if (header_.mode == PlanMode::kWhole) leave();
+      if (takes()) leave();
       return work;
     }
-    header_.mode == PlanMode::kWhole ? next_whole(work) : next_run(work);
+    takes() ? next_whole(work) : next_run(work);
     work.seq = Sequence::load(lengths_, work.batch);
+    if (lengths_.lists.indices) {
+      work.head_tile += work.batch % lengths_.lists.heads * head_tiles_;
+      work.batch /= lengths_.lists.heads;
+    }
     return work;
   }
 
@@ -63,7 +71,7 @@ class Scheduler {
       head = head_tiles_ - header_.last_heads + (item - single) - entry_index * header_.last_heads;
     }
     int4 entry = plan_.entries[entry_index];
-    if constexpr (kAhead) take();
+    if (ahead_) take();
     work.batch = entry.x;
     work.m_tile = entry.y;
     work.head_tile = head;
@@ -75,11 +83,9 @@ class Scheduler {
 
   // The next position. Every worker begins with the item of its own number.
   __device__ void take() {
-    if constexpr (!kAhead) {
-      if (!began_) {
-        began_ = true;
-        return;
-      }
+    if (!ahead_ && !began_) {
+      began_ = true;
+      return;
     }
     int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
     position_ = header_.num_workers + __shfl_sync(~0u, taken, 0);
@@ -129,6 +135,7 @@ class Scheduler {
   int head_tiles_, worker_;
   int64_t position_, end_;
   int entry_ = 0;
+  const bool ahead_;
   bool began_ = false;
 };
 

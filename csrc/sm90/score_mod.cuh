@@ -14,7 +14,7 @@ __device__ inline float tanh_approx(float x) {
 // Kernels without modifications: scores stay raw, and the softmax scales them.
 template <bool kUsed>
 struct ScoreModifier {
-  __device__ ScoreModifier(const FwdParams&, float, const Sequence&, const Rows&, int, int) {}
+  __device__ ScoreModifier(const FwdParams&, float, const Sequence&, const Rows&, const ThreadRows&, int, int) {}
   __device__ static float softmax_scale(float scale) { return scale; }
   template <int kBlockN, class Scores>
   __device__ void apply(Scores&, int, int) const {}
@@ -29,13 +29,14 @@ struct ScoreModifier<true> {
   int position[2];              // the key on whose diagonal each row is
 
   __device__ ScoreModifier(const FwdParams& params, float softmax_scale, const Sequence& seq, const Rows& rows,
-                           int batch, int first_head)
+                           const ThreadRows& thread_rows, int batch, int first_head)
       : softcap(params.score_mod.softcap) {
     scale = softcap > 0.f ? softmax_scale / softcap : softmax_scale;
     for (int i = 0; i < 2; ++i) {
-      position[i] = seq.position(rows.token(i));
+      position[i] = seq.position(rows.first_token + thread_rows.token(i));
       if (params.score_mod.slopes) {
-        slope[i] = params.score_mod.slopes[batch * params.score_mod.slopes_batch_stride + first_head + rows.head(i)];
+        slope[i] = params.score_mod.slopes[batch * params.score_mod.slopes_batch_stride + first_head +
+                                           thread_rows.head(params.packing, i)];
       }
     }
   }

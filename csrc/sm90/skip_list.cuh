@@ -1,9 +1,9 @@
 // Skip lists (LiteAttention, arXiv 2511.11062): a KV tile that no row of a tile of queries found worth its exponentials
 // is left out of the next call, before its keys are loaded.
 //
-// The planning warp, ListKeeper, reads the list of an item and leaves in shared memory which tiles to visit. Producers
-// and consumers walk that, ListReader. Consumers vote, Ballot. When all of them have left the item the keeper strikes
-// the tiles without a vote from the list, while others are at the next item already.
+// The planning warp, ListKeeper, reads the list of an item and leaves in shared memory which tiles to visit.
+// Producers and consumers walk that, ListReader. Consumers vote, Ballot. When all of them have left the item the keeper
+// strikes the tiles without a vote from the list, while others are at the next item already.
 #pragma once
 
 #include "sm90/pipeline.cuh"
@@ -13,8 +13,13 @@
 
 namespace lite_attention::sm90 {
 
-// The tiles of an item that are visited, from the last to the first, so that masked tiles come first. All lanes of a
-// warp call together.
+// All KV tiles of an item. Walks go from the last tile to the first, so that masked tiles come first.
+struct RangeWalk {
+  // The tile after n; less than the item's first tile when there is none.
+  __device__ int below(int n) const { return n - 1; }
+};
+
+// The visited ones. All lanes of a warp together.
 class ListWalk {
  public:
   __device__ ListWalk(const uint32_t* visits, const Work& work)
@@ -22,7 +27,6 @@ class ListWalk {
     word_ = load() & ~(1u << ((work.n_end - 1) % 32));
   }
 
-  // The tile after n, or -1.
   __device__ int below(int n) {
     if (n <= n_begin_) return -1;
     while (word_ == 0) {  // ends, because tile n_begin is visited
@@ -35,7 +39,7 @@ class ListWalk {
   }
 
  private:
-  // By a shuffle, for the reason that WorkRing::get gives.
+  // By a shuffle, for the reason that WorkRing::read gives.
   __device__ uint32_t load() const { return __shfl_sync(~0u, visits_[word_index_], 0); }
 
   const uint32_t* visits_;
@@ -43,15 +47,15 @@ class ListWalk {
   uint32_t word_;
 };
 
-// Where one warp is in the ring of list buffers. `leave` follows on each item, when the warp is done with it.
-template <class Traits>
+// Where one warp is in the ring of list buffers. `leave` follows on each `walk`, when the warp is done with the item.
+template <class Traits, bool kUsed = Traits::kSkip>
 class ListReader {
-  using Storage = decltype(Traits::SharedStorage::lists);
-
  public:
+  using Walk = ListWalk;
+
   __device__ explicit ListReader(typename Traits::SharedStorage& smem) : lists_(smem.lists) {}
 
-  __device__ ListWalk walk(const Work& work) const { return {lists_.visits[ring_.stage], work}; }
+  __device__ Walk walk(const Work& work) const { return {lists_.visits[ring_.stage], work}; }
   __device__ void leave() {
     __syncwarp();
     if (threadIdx.x % 32 == 0) lists_.left[ring_.stage].arrive();
@@ -61,33 +65,54 @@ class ListReader {
   __device__ float threshold() const { return lists_.items[ring_.stage].threshold; }
 
  private:
+  using Storage = decltype(Traits::SharedStorage::lists);
   Storage& lists_;
   Ring<Storage::kBuffers> ring_;
 };
 
+template <class Traits>
+class ListReader<Traits, false> {
+ public:
+  using Walk = RangeWalk;
+  __device__ explicit ListReader(typename Traits::SharedStorage&) {}
+  __device__ Walk walk(const Work&) const { return {}; }
+  __device__ void leave() {}
+};
+
 // One warp's votes on the tiles of an item. A tile stays if in any row its largest score comes within the threshold, in
 // log2, of the largest of all tiles before it.
-template <class Traits>
+template <class Traits, bool kUsed = Traits::kSkip>
 class Ballot {
  public:
   __device__ explicit Ballot(const ListReader<Traits>& lists) : votes_(lists.votes()), threshold_(lists.threshold()) {}
 
   // Rows without a query: nothing comes near their max, and nobody reads their sums.
   template <class Softmax>
-  __device__ static void exclude_unused(Softmax& softmax, const Rows& rows) {
+  __device__ static void exclude_unused(Softmax& softmax, const Rows& rows, const ThreadRows& thread_rows) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (rows.row + 8 * i >= rows.used) softmax.row_max[i] = INFINITY;
+      if (thread_rows.row(i) >= rows.used) softmax.row_max[i] = INFINITY;
     }
   }
 
-  // On tile n, before the softmax's max knows of it. Where a row sees nothing of the tile its distance is -inf, or NaN
-  // if it has seen nothing yet; what it sees first is infinitely far above.
+  // On tile n, before the softmax knows of it. Its max lags behind the largest score by at most the slack, which
+  // decides nearly all votes without an exchange between threads. Where a row sees nothing of the tile its distance is
+  // -inf, or NaN if it has seen nothing yet; what it sees first is infinitely far above.
   template <class Softmax>
   __device__ void vote(int n, const float (&tile_max)[2], const Softmax& softmax) const {
-    const bool stays = (tile_max[0] - softmax.row_max[0]) * softmax.scale_log2 > threshold_ ||
-                       (tile_max[1] - softmax.row_max[1]) * softmax.scale_log2 > threshold_;
-    if (__any_sync(~0u, stays) && threadIdx.x % 32 == 0) atomicOr(votes_ + n / 32, 1u << (n % 32));
+    constexpr float kRounding = 0.0625f;
+    const float above = fmaxf(softmax.above(tile_max[0], 0), softmax.above(tile_max[1], 1));
+    bool stays = __any_sync(~0u, above > threshold_ + (Softmax::kSlack + kRounding));
+    if (!stays && __any_sync(~0u, above > threshold_)) {
+      bool close = false;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float row_max = fmaxf(quad_max(softmax.largest[i]), softmax.row_max[i]);
+        close = close || (tile_max[i] - row_max) * softmax.scale_log2 > threshold_;
+      }
+      stays = __any_sync(~0u, close);
+    }
+    if (stays && threadIdx.x % 32 == 0) atomicOr(votes_ + n / 32, 1u << (n % 32));
   }
 
  private:
@@ -95,8 +120,18 @@ class Ballot {
   float threshold_;
 };
 
-// The planning warp's side. All lanes call together.
 template <class Traits>
+class Ballot<Traits, false> {
+ public:
+  __device__ explicit Ballot(const ListReader<Traits>&) {}
+  template <class Softmax>
+  __device__ static void exclude_unused(Softmax&, const Rows&, const ThreadRows&) {}
+  template <class Softmax>
+  __device__ void vote(int, const float (&)[2], const Softmax&) const {}
+};
+
+// The planning warp's side. All lanes call together.
+template <class Traits, bool kUsed = Traits::kSkip>
 class ListKeeper {
   using Storage = decltype(Traits::SharedStorage::lists);
   using Item = typename Storage::Item;
@@ -189,6 +224,14 @@ class ListKeeper {
   Storage& lists_;
   Ring<Storage::kBuffers> ring_;
   uint32_t taken_ = 0;  // one bit a buffer: it holds an item whose list is to be brought up to date
+};
+
+template <class Traits>
+class ListKeeper<Traits, false> {
+ public:
+  __device__ ListKeeper(const FwdParams&, typename Traits::SharedStorage&) {}
+  __device__ void open(Work&) {}
+  __device__ void close() {}
 };
 
 }  // namespace lite_attention::sm90

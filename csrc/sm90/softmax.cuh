@@ -25,29 +25,29 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// kExactMax keeps the largest score of each row to the last bit, which skip lists are measured against. Otherwise it
-// may lag by the slack, which saves its exchange between threads at most tiles.
 // Probabilities come multiplied by 2^kShift, and are rounded to `Weight` before PV.
-template <class Weight, bool kExactMax, int kShift>
+template <class Weight, int kShift>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
   // counts is that numbers stay in range, and that the weight of a row's largest key is nearly 1, which rounding leaves
   // as it is. With more slack errors grow, with less time.
   static constexpr float kSlack = 3.f;
   static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
-  static_assert(!kExactMax || kShift == 0, "not built");
   static constexpr float kLn2 = 0.6931471805599453f;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
-  // What a row's probabilities are relative to: its max in log2, to within the slack, less kShift. Zero for rows that
-  // have seen no key, so that exp2 gets -inf and not NaN
+  // What a row's probabilities are relative to: its max in log2, less kShift. Zero for rows that have seen no key, so
+  // that exp2 gets -inf and not NaN
   float offset[2] = {0.f, 0.f};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
   // The largest score of this thread's columns since the max last moved: see finish().
   float largest[2] = {-INFINITY, -INFINITY};
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
+
+  // How far a score is above a row's max, in log2; NaN where both are -inf.
+  __device__ float above(float score, int i) const { return (score - row_max[i]) * scale_log2; }
 
   // The three steps of a tile. First this thread's largest score of each row.
   template <class Scores>
@@ -61,7 +61,7 @@ struct OnlineSoftmax {
   __device__ bool advance(const float (&high)[2], float (&rescale)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) largest[i] = fmaxf(largest[i], high[i]);
-    bool moved = __any_sync(~0u, over(high[0], 0) || over(high[1], 1));
+    const bool moved = __any_sync(~0u, above(high[0], 0) > kSlack || above(high[1], 1) > kSlack);
     if (moved) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -69,7 +69,6 @@ struct OnlineSoftmax {
         row_sum[i] *= rescale[i];
         if (rescale[i] != 1.f) largest[i] = high[i];
       }
-      if constexpr (kExactMax) moved = __any_sync(~0u, rescale[0] != 1.f || rescale[1] != 1.f);
     }
     return moved;
   }
@@ -87,31 +86,17 @@ struct OnlineSoftmax {
     row_sum[1] = sum[1][0] + sum[1][1];
   }
 
-  // All three.
-  template <class Scores>
-  __device__ bool step(Scores& scores, float (&rescale)[2]) {
-    float high[2];
-    tile_max(scores, high);
-    const bool moved = advance(high, rescale);
-    exponentiate(scores);
-    return moved;
-  }
-
   // After the last tile: the factor that normalises each row, and its log-sum-exp in natural units (-inf where no key
   // was seen). Where one key outweighs all others the rounding of its weight would be the error of the whole row. So
   // the largest weights count as PV had them, rounded, in what rows are divided by.
-  __device__ void finish(float softmax_scale, float (&normalise)[2], float (&lse)[2]) {
+  __device__ void finish(float (&normalise)[2], float (&lse)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
       const float weight = exp2_approx(fmaf(largest[i], scale_log2, -offset[i]));
       const float rounded = sum + quad_sum(static_cast<float>(Weight(weight)) - weight);
       normalise[i] = sum == 0.f ? 1.f : 1.f / rounded;
-      if constexpr (kExactMax) {
-        lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + logf(sum);
-      } else {
-        lse[i] = sum == 0.f ? -INFINITY : row_max[i] * softmax_scale + (logf(sum) - kShift * kLn2);
-      }
+      lse[i] = sum == 0.f ? -INFINITY : (row_max[i] * scale_log2 - kShift) * kLn2 + logf(sum);
     }
   }
 
@@ -127,21 +112,11 @@ struct OnlineSoftmax {
     return m;
   }
 
-  // Whether a row's max is to be looked at.
-  __device__ bool over(float m, int i) const { return kExactMax ? m > row_max[i] : above_slack(m, i); }
-
-  // False where both are -inf: their difference is NaN.
-  __device__ bool above_slack(float m, int i) const { return (m - row_max[i]) * scale_log2 > kSlack; }
-
   // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.
   __device__ float raise(float m, int i) {
-    if (!over(m, i)) return 1.f;
-    float before = row_max[i] * scale_log2;
+    if (!(above(m, i) > kSlack)) return 1.f;
+    const float before = row_max[i] * scale_log2;
     row_max[i] = m;
-    if constexpr (kExactMax) {
-      if (before != -INFINITY) before = offset[i];
-      if (m * scale_log2 - before <= kSlack) return 1.f;
-    }
     const float after = m * scale_log2;
     offset[i] = after - kShift;
     return exp2_approx(before - after);

@@ -53,6 +53,8 @@ template <>
 struct TileShape<256, TileKind::kPrefill> : Shape<128, 80, 2> {};
 template <>
 struct TileShape<256, TileKind::kDecode> : Shape<64, 80, 2> {};
+template <>
+struct TileShape<256, TileKind::kSkip> : Shape<128, 64, 2> {};
 
 // A ring of tiles in shared memory.
 template <class Element, class FullBarrier, class EmptyBarrier>
@@ -76,6 +78,9 @@ struct Traits {
   // Blocks with different queries that share each K and V tile, so that it leaves L2 once for all of them.
   static constexpr int kCluster = TileShape::kCluster;
 
+  // Serves lists of pages beside dense calls.
+  static constexpr bool kPageLists = kBlockM == kRowsPerWarpgroup && !kScoreMod;
+
   static constexpr int kConsumerWarpgroups = kBlockM / kRowsPerWarpgroup;
   static constexpr int kConsumerThreads = 128 * kConsumerWarpgroups;
   static constexpr int kThreads = 128 + kConsumerThreads;
@@ -84,18 +89,14 @@ struct Traits {
   using Value = Element;
   static constexpr int kProbabilityShift = 0;
 
-  // Producer warps for each of K and V.
-  static constexpr int kLoadWarps = kSkip ? 1 : 2;
   static constexpr int kProducerWarps = 4;
 
   // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
   // (fp8_kv.cuh).
   static constexpr int kConverterWarps = 0;
-  // Those that announce a stage of K or V as full.
-  static constexpr int kFillingWarps = kLoadWarps;
 
-  // Items that the scheduling warp may be ahead of the others.
-  static constexpr int kWorkStages = 2;
+  // Items in the work ring: one that consumers finish, one that they are at, one ahead.
+  static constexpr int kWorkStages = 3;
 
   // Registers a thread, by role. One consumer warpgroup beside the producer can have the maximum without moving any.
   static constexpr bool kMoveRegisters = kConsumerWarpgroups > 1;
@@ -154,6 +155,7 @@ struct Traits {
     EmptyBarrier v_empty[kStages];
     EmptyBarrier work_full[kWorkStages];
     EmptyBarrier work_empty[kWorkStages];
+    EmptyBarrier work_wanted;  // the block will soon need another item
     Work work[kWorkStages];
     bool last_arrival;
     ListStorage<kSkip, kBlockN> lists;

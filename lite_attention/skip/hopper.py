@@ -9,7 +9,6 @@ from lite_attention.problem import Problem
 from lite_attention.skip.problem import Lists
 from lite_attention.skip.tiles import tile_shape
 
-HEAD_DIMS = range(104, 129, 8)  # kSkipHeadDim in csrc/sm90/launch.h is the tiles'
 MAX_SEQLEN_K = 1 << 20  # a block keeps the words of a q tile in shared memory; kMaxSkipTokens in csrc/sm90/launch.h
 
 
@@ -19,11 +18,6 @@ def check_supported(problem: Problem, lists: Lists) -> None:
         raise RuntimeError(
             "LiteAttention's CUDA extension was built without the kernels with skip lists: reinstall it from this "
             "version's source. Without them only backend='reference' computes CUDA tensors, slowly."
-        )
-    if problem.head_dim not in HEAD_DIMS:
-        raise NotImplementedError(
-            f"q: got head_dim {problem.head_dim}; the Hopper kernels with skip lists have {HEAD_DIMS[0]} to "
-            f"{HEAD_DIMS[-1]}. backend='reference' computes the call, slowly."
         )
     works = tile_shape(problem.head_dim)
     if (lists.block_m, lists.block_n) != works:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lite_attention.checks import wrong
 
-TILE_SHAPES = {64: (192, 128), 96: (128, 128), 128: (128, 176), 192: (128, 96), 256: (128, 64)}
-"""(block_m, block_n) by the largest head dim that has them. 128 has a Hopper kernel: kSkip in csrc/sm90/traits.cuh."""
+TILE_SHAPES = {64: (192, 128), 96: (128, 128), 128: (128, 176), 192: (128, 112), 256: (128, 64)}
+"""(block_m, block_n) by the largest head dim that has them, those of kSkip in csrc/sm90/traits.cuh."""
 
 
 def tile_shape(head_dim: int) -> tuple[int, int]:

@@ -10,8 +10,8 @@ import torch
 
 from lite_attention import SkipList, flash_attn_func, skip_attention, skip_attention_varlen
 
-HEAD_DIMS = (128, 104)
-DTYPES = (torch.bfloat16, torch.float16)
+HEAD_DIMS = (64, 96, 128, 192, 256)
+every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
 def exact(lens_q, lens_k, heads, heads_k, d, dtype, seed):
@@ -58,7 +58,7 @@ def thresholds(heads, value, seed=0):
     return (value - 0.37 * torch.rand(heads, device=accuracy.DEVICE, generator=generator)).clamp(max=0.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_kernel
 @pytest.mark.parametrize("d", HEAD_DIMS)
 @pytest.mark.parametrize("keep", [1.0, 0.4, 0.05, 0.0])
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window_size": (300, 100)}])
@@ -71,15 +71,25 @@ def test_fixed_length(sq, sk, mask, keep, d, dtype):
         compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, **mask, **kwargs), both, thresholds(4, -3.0))
 
 
+@every_kernel
+@pytest.mark.parametrize("d", [8, 40, 72, 104, 136, 200, 248])
+def test_head_dims_between_those_of_the_kernels(d, dtype):
+    sequences = exact([500], [1500], 4, 2, d, dtype, seed=d)
+    q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
+    both = lists(1, 4, 500, 1500, d, 0.5, seed=d)
+    compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, causal=True, **kwargs), both, thresholds(4, -2.0))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("page_size", [None, 16, 64, 176])
-def test_sequences_of_many_lengths(page_size, causal):
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_sequences_of_many_lengths(d, page_size, causal):
     """Packed with poison after each sequence, or in pages with poison wherever no key is; lengths of zero too."""
     lens_q, lens_k = [300, 1, 0, 513], [900, 40, 200, 0]
-    sequences = exact(lens_q, lens_k, 4, 2, 128, torch.bfloat16, seed=3)
+    sequences = exact(lens_q, lens_k, 4, 2, d, torch.bfloat16, seed=3)
     case = accuracy.paged(sequences, page_size) if page_size else accuracy.packed(sequences)
     q, k, v, *lengths = case.args
-    both = lists(4, 4, lengths[2], lengths[3], 128, 0.7, seed=1)
+    both = lists(4, 4, lengths[2], lengths[3], d, 0.7, seed=1)
     kwargs = {name: case.kwargs[name] for name in ("seqused_k", "block_table") if name in case.kwargs}
     compare(
         lambda x, t, **more: skip_attention_varlen(q, k, v, x, t, *lengths, causal=causal, **kwargs, **more),
@@ -106,9 +116,10 @@ def test_a_list_that_is_not_to_change_does_not():
     assert torch.equal(both[0].bits, before)
 
 
-def test_minus_infinity_is_dense_attention():
-    q, k, v = (torch.randn(2, n, h, 128, device="cuda").bfloat16() for n, h in ((900, 4), (1500, 2), (1500, 2)))
-    skip_list = SkipList.fresh(2, 4, 900, 1500, head_dim=128, device="cuda")
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_minus_infinity_is_dense_attention(d):
+    q, k, v = (torch.randn(2, n, h, d, device="cuda").bfloat16() for n, h in ((900, 4), (1500, 2), (1500, 2)))
+    skip_list = SkipList.fresh(2, 4, 900, 1500, head_dim=d, device="cuda")
     voted, untouched = (skip_attention(q, k, v, skip_list, -math.inf, update=update) for update in (True, False))
     assert (skip_list.bits == -1).all()
     for got, same, dense in zip(voted, untouched, flash_attn_func(q, k, v, return_softmax_lse=True), strict=True):
@@ -116,10 +127,11 @@ def test_minus_infinity_is_dense_attention():
         torch.testing.assert_close(got.float(), dense.float(), atol=4e-3, rtol=1e-2)
 
 
-def test_many_items_for_each_block():
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_many_items_for_each_block(d):
     """Long enough for blocks to take items dynamically, their lists of very different lengths."""
-    sequences = exact([9000], [9000], 4, 4, 128, torch.bfloat16, seed=7)
+    sequences = exact([9000], [9000], 4, 4, d, torch.bfloat16, seed=7)
     q, k, v = (torch.stack(x) for x in zip(*sequences, strict=True))
-    both = lists(1, 4, 9000, 9000, 128, 0.2, seed=4)
+    both = lists(1, 4, 9000, 9000, d, 0.2, seed=4)
     both[0].bits[:, :, ::3] = both[1].bits[:, :, ::3] = 0
     compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, causal=True, **kwargs), both, thresholds(4, -2.0))

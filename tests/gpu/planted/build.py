@@ -26,7 +26,7 @@ INSTANCE = "csrc/sm90/instances/hd128_bf16.cu"
 FIND_KERNEL = """\
 #include "sm90/launch.h"
 namespace lite_attention::sm90 {
-Kernel find_kernel(ElementType, int head_dim, TileKind kind, bool score_mod) {
+Kernel find_kernel(ElementType, KeyType, int head_dim, TileKind kind, bool score_mod) {
   return head_dim <= 128 ? kernel<ElementType::kBFloat16, 128>(kind, score_mod) : Kernel{};
 }
 }  // namespace lite_attention::sm90
