@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "module_gpu")
+TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "hopper_pages", "module_gpu")
 KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in TESTED]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),

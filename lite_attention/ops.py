@@ -88,9 +88,16 @@ EXTENSION_MISSING = _load_extension()
 
 def choose(problem: Problem, backend: str | None) -> str:
     """The backend named, or else the one for the device; raises where it can't compute `problem`."""
+    backend = backend_on(problem.q.device, backend)
+    if backend == "hopper":
+        hopper.check_supported(problem)
+    return backend
+
+
+def backend_on(device: torch.device, backend: str | None) -> str:
+    """The backend named, or else the one for the device; raises where it isn't for that device."""
     if backend is not None and backend not in BACKENDS:
         raise wrong("backend", repr(backend), f"None or one of {', '.join(map(repr, BACKENDS))}")
-    device = problem.q.device
     if backend is None:
         backend = {"cuda": "hopper", "cpu": "cpu"}.get(device.type)
     if backend is None:
@@ -99,7 +106,6 @@ def choose(problem: Problem, backend: str | None) -> str:
         raise wrong("backend", f"'cpu' for tensors on {device}", "tensors on the CPU, or another backend")
     if backend == "hopper":
         _check_hopper(device)
-        hopper.check_supported(problem)
     return backend
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from random import Random
 from typing import Literal
 
+from lite_attention.bench.page_work import NeededPages, RandomPages, SketchedPrefill
 from lite_attention.bench.shapes import Shape
 from lite_attention.bench.skip_fixed import Pattern
 from lite_attention.bench.skip_voting import Voting
@@ -20,7 +21,7 @@ K = 1024
 class Row:
     """One workload. `bound` says which ceiling it is held against: matrix products, or memory.
 
-    With `skip`, LiteAttention computes it with skip lists; the peers compute it whole.
+    With `skip`, LiteAttention computes it with skip lists or from listed pages; the peers compute it whole.
     """
 
     name: str
@@ -105,6 +106,12 @@ def _skip(size: str, tokens: int, heads: int, causal: bool) -> tuple[Row, ...]:
     )
 
 
+def _pages(name: str, batch: int, tokens: int, target: Target, plan: SkipPlan) -> Row:
+    """A decode step from listed pages. Its plan is made within, as lists differ from layer to layer."""
+    shape = Shape((1,) * batch, (tokens,) * batch, 32, 8, 128, causal=True, layout="paged", page_size=16, planned=True)
+    return Row(f"pages-{name}", shape, (target,), bound="memory", skip=plan)
+
+
 _SKIP_TARGETS = {  # by the percentage that is skipped
     20: (Target(IDEAL, 0.95),),
     40: (Target(IDEAL, 0.95),),
@@ -155,6 +162,19 @@ ROWS: tuple[Row, ...] = (
         Shape((_VIDEO,), (_VIDEO,), 12, 12, 128, causal=False),
         (Target(IDEAL, 0.95),),
         skip=Voting(steps=50, skipped=0.8),
+    ),
+    _pages("random-20-b64-32k", 64, 32 * K, Target("FA3", 4.5), RandomPages(0.20)),
+    _pages("random-10-b64-32k", 64, 32 * K, Target("FA3", 8.0), RandomPages(0.10)),
+    _pages("random-5-b64-32k", 64, 32 * K, Target("FA3", 14.0), RandomPages(0.05)),
+    _pages("step-b64-32k", 64, 32 * K, Target("FA3", 5.0), NeededPages(0.10)),
+    _pages("step-b8-128k", 8, 128 * K, Target("FA3", 5.0), NeededPages(0.10)),
+    _pages("step-b1-128k", 1, 128 * K, Target("FA3", 2.5), NeededPages(0.10)),
+    _pages("short-b64-4k", 64, 4 * K, Target(OWN_DENSE, 0.98), NeededPages(min_context=8 * K)),
+    Row(
+        "pages-prefill-8k",
+        Shape((8 * K,), (8 * K,), 32, 8, 128, causal=True, layout="paged", page_size=16),
+        (Target(OWN_DENSE, 0.99),),
+        skip=SketchedPrefill(),
     ),
 )
 

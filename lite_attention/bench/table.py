@@ -9,7 +9,7 @@ NOTHING = "–"
 LONGEST = 60  # characters of a reason in a cell; the JSON has all of it
 CAPTION = "Ratios are a peer's time over ours: above 1, LiteAttention is faster. Times are medians."
 SKIP_CAPTION = (
-    "With skip lists, peers compute everything. Visited is the share of the visible tiles that the lists visit; ideal "
+    "With lists, peers compute everything. Visited is the share of the visible tiles or pages that lists visit; ideal "
     "is that share of the time of our dense kernel, or of FA3 where it is faster. With votes, times are of a step on "
     "average."
 )

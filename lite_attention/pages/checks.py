@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lite_attention.checks import (
     DTYPES,
-    Problem,
     check_floats,
     check_ints,
     check_length,
@@ -19,19 +18,6 @@ from lite_attention.pages.layout import ALIGNMENT, PAGE, sketch_bytes
 from lite_attention.pages.lists import PageLists
 from lite_attention.problem import FP8
 from lite_attention.skip.bits import words
-
-BACKENDS = ("cpu", "reference")
-
-
-def choose(x: Tensor, backend: str | None) -> str:
-    """The backend named, or else the one for the device of x; raises where there is none."""
-    if backend is not None and backend not in BACKENDS:
-        raise wrong("backend", repr(backend), f"None or one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "reference" or x.device.type == "cpu":
-        return backend or "cpu"
-    raise NotImplementedError(
-        f"tensors on {x.device}: page lists have no kernel there; backend='reference' computes on any device, slowly"
-    )
 
 
 def check_cache(name: str, cache: Tensor) -> None:
@@ -97,11 +83,24 @@ def as_factors(k_descale: Tensor | None, batch: int, heads_k: int, like: Tensor)
     return k_descale.expand(batch, heads_k)
 
 
-def check_lists(problem: Problem, lists: PageLists) -> None:
-    """Lists of the shape that `select_pages` makes for this batch."""
+def check_lists(lists: PageLists, batch: int, heads_k: int, blocks: int, q: Tensor) -> None:
+    """Lists of the shape that `select_pages` makes for queries `q` of such a batch."""
     if not isinstance(lists, PageLists):
         raise wrong("lists", type(lists).__name__, "PageLists, as select_pages returns")
-    batch, heads_k, blocks = problem.batch, problem.heads_k, problem.block_table.shape[1]
-    check_ints("lists", lists.bits, (batch, heads_k, words(blocks)), problem.q)
-    check_ints("lists", lists.indices, (batch, heads_k, blocks), problem.q)
-    check_ints("lists", lists.counts, (batch, heads_k), problem.q)
+    check_ints("lists", lists.bits, (batch, heads_k, words(blocks)), q)
+    check_ints("lists", lists.indices, (batch, heads_k, blocks), q)
+    check_ints("lists", lists.counts, (batch, heads_k), q)
+    check_floats("lists", lists.left_out, ((batch, q.shape[1]),), q)
+    for x in (lists.bits, lists.indices, lists.counts, lists.left_out):
+        if not x.is_contiguous():
+            raise wrong("lists", f"strides {x.stride()} for shape {tuple(x.shape)}", "contiguous tensors")
+
+
+def check_whole(whole: Tensor | None, batch: int, like: Tensor) -> None:
+    if whole is None:
+        return
+    if not isinstance(whole, Tensor) or whole.dtype != torch.bool or whole.shape != (batch,):
+        given = f"{whole.dtype} {tuple(whole.shape)}" if isinstance(whole, Tensor) else type(whole).__name__
+        raise wrong("whole", given, f"None or a bool tensor ({batch},)")
+    if whole.device != like.device:
+        raise wrong("whole", f"a tensor on {whole.device}", f"one on {like.device}, as the other tensors are")

@@ -7,7 +7,7 @@ Common to them:
 - Attention is causal, aligned to the bottom right: the last query token of a sequence sees all of its `seqused_k`
   keys, the one before it all but the last. Windows, softcap and ALiBi are for dense attention.
 - What a call writes is in tensors of the caller's or in its result; calls can be compiled with `torch.compile`.
-- A sequence's list and output are the same in any batch.
+- A sequence's list is the same in any batch, and so are the bits of its output with `num_splits=1`.
 
 `lite_attention.pages.reference` has every detail, `lite_attention.pages.layout` the bytes of a sketch. Sources of the
 ideas: this project's study of decode lists; sketches of pages, Quest (arXiv 2406.10774); a budget of softmax mass,
@@ -21,8 +21,9 @@ import math
 import torch
 from torch import Tensor
 
+from lite_attention import ops
 from lite_attention.checks import check_inference, check_ints, check_operand, is_number, prepare, wrong
-from lite_attention.pages import op
+from lite_attention.pages import hopper, op
 from lite_attention.pages.checks import (
     as_factors,
     check_batch,
@@ -31,7 +32,7 @@ from lite_attention.pages.checks import (
     check_lists,
     check_queries,
     check_sketch,
-    choose,
+    check_whole,
 )
 from lite_attention.pages.layout import sketch_bytes
 from lite_attention.pages.lists import PageLists
@@ -62,12 +63,14 @@ def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str
             gaps between pages and heads, in multiples of 16 bytes.
         pages: int32 (n,), the pages that are full now, by their number in the cache. Negative ones are padding. A page
             may come twice.
-        backend: None or "cpu" for CPU tensors; "reference" on any device.
+        backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the specification on any
+            device.
 
     Raises:
         ValueError: arguments that don't fit together; the message names the argument, what it was given, and what
             works. On the CPU also a page that the cache hasn't.
-        NotImplementedError: a cache that requires grad (with grad enabled), or a device without a backend.
+        NotImplementedError: a cache that requires grad (with grad enabled), or what the device's backend hasn't: the
+            Hopper kernels have 16-bit or FP8 keys and a head_dim that is a multiple of 8, up to 256.
     """
     check_inference(k_cache=k_cache)
     check_cache("k_cache", k_cache)
@@ -76,7 +79,10 @@ def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str
         works = (k_cache.shape[0], k_cache.shape[2], sketch.shape[2])
         raise wrong("sketch", f"shape {tuple(sketch.shape)}", f"{works}, for the pages and heads of k_cache")
     check_ints("pages", pages, ("n",), k_cache)
-    op.launch_sketch(k_cache, sketch, pages, choose(k_cache, backend))
+    backend = ops.backend_on(k_cache.device, backend)
+    if backend == "hopper":
+        hopper.check_sketch(k_cache)
+    op.launch_sketch(k_cache, sketch, pages, backend)
 
 
 def select_pages(
@@ -92,7 +98,9 @@ def select_pages(
     newest: int = 64,
     softmax_scale: float | None = None,
     k_descale: Tensor | None = None,
+    lists: PageLists | None = None,
     backend: str | None = None,
+    whole: Tensor | None = None,
 ) -> PageLists:
     """Lists, for each sequence and KV head, the pages that its queries need.
 
@@ -107,16 +115,20 @@ def select_pages(
             is at most `seqused_k`.
         cu_seqlens_q, seqused_k, block_table: int32 (batch + 1,), (batch,), (batch, max_blocks), as in
             `flash_attn_varlen_func`. Entries of `block_table` after a sequence's last page are never read.
-        max_seqlen_q: the most query tokens that a sequence has, or more.
+        max_seqlen_q: the most query tokens that a sequence has, or more. The Hopper kernels have up to 64 /
+            (num_heads / num_heads_k), for decoding and speculative steps.
         eps: 0 <= eps < 1, a share of mass. 0 lists everything.
         min_context: sequences of fewer keys list everything.
         newest: tokens, 1 or more.
         softmax_scale: factor on q.k, positive; None is 1 / sqrt(head_dim).
         k_descale: float32 (), (num_heads_k,) or (batch, num_heads_k): the factors of FP8 keys; None is 1.
+        lists: lists of this batch to write into, contiguous; None makes new ones.
         backend: as in `write_sketch`.
+        whole: bool (batch,), the sequences that list everything whatever `eps` says; None is those alone that
+            `min_context` names.
 
     Returns:
-        The lists, for `attend_pages` with the same `seqused_k` and `block_table`.
+        The lists, for `attend_pages` with the same `seqused_k` and `block_table`; `lists`, where given.
 
     Raises:
         ValueError, NotImplementedError: as `write_sketch`; on the CPU ValueError also for lengths or pages that don't
@@ -130,11 +142,16 @@ def select_pages(
         softmax_scale = 1.0 / math.sqrt(q.shape[2])
     elif not (is_number(softmax_scale) and 0 < softmax_scale < math.inf):
         raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
-    batch, heads_k = seqused_k.shape[0], sketch.shape[1]
+    batch, heads_k, blocks = seqused_k.shape[0], sketch.shape[1], block_table.shape[1]
+    check_whole(whole, batch, q)
+    if lists is None:
+        lists = PageLists.empty(batch, heads_k, q.shape[1], blocks, q.device)
+    else:
+        check_lists(lists, batch, heads_k, blocks, q)
     selection = Selection(
         q,
         sketch,
-        PageLists.empty(batch, heads_k, block_table.shape[1], q.device),
+        lists,
         cu_seqlens_q,
         seqused_k,
         block_table,
@@ -144,8 +161,12 @@ def select_pages(
         float(eps),
         min_context,
         newest,
+        whole,
     )
-    op.launch_select(selection, choose(q, backend))
+    backend = ops.backend_on(q.device, backend)
+    if backend == "hopper":
+        hopper.check_select(selection)
+    op.launch_select(selection, backend)
     return selection.lists
 
 
@@ -164,6 +185,7 @@ def attend_pages(
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
     out: Tensor | None = None,
+    num_splits: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention over the keys of listed pages; with all pages listed it is dense attention.
@@ -172,8 +194,9 @@ def attend_pages(
         q: (total_q, num_heads, head_dim).
         k_cache, v_cache: (num_blocks, 16, num_heads_k, head_dim), dtype of q, or both float8_e4m3fn.
         lists: as `select_pages` returns. Read are `indices` and `counts`: ascending pages, each of which the sequence
-            has. Pages that no list has are not read.
-        sinks, k_descale, v_descale, out: as in `flash_attn_varlen_func`.
+            has. Where a sequence has several query tokens, a list has every page from the one of the first token's
+            position on, as all lists of `select_pages` do. Pages that no list has are not read.
+        sinks, k_descale, v_descale, out, num_splits: as in `flash_attn_varlen_func`.
 
     The other arguments are those of `select_pages`.
 
@@ -204,8 +227,12 @@ def attend_pages(
         k_descale=k_descale,
         v_descale=v_descale,
         out=out,
+        num_splits=num_splits,
         names=("k_cache", "v_cache", "seqused_k"),
     )
-    check_lists(problem, lists)
-    op.launch_attend(problem, lists, choose(q, backend))
+    check_lists(lists, problem.batch, problem.heads_k, block_table.shape[1], q)
+    backend = ops.backend_on(q.device, backend)
+    if backend == "hopper":
+        hopper.check_attend(problem)
+    op.launch_attend(problem, lists, backend)
     return problem.out, problem.lse

@@ -18,17 +18,22 @@ class PageLists:
         bits: int32, (batch, heads_k, words): page n is bit n % 32 of word n // 32; the others are 0.
         indices: int32, (batch, heads_k, max_blocks): the listed n, ascending. From `counts` on nothing is written.
         counts: int32, (batch, heads_k): how many are listed.
+        left_out: float32, (batch, heads): the share of its softmax mass that a query head is estimated to miss, the
+            largest over the sequence's query tokens, each with its own list before they are joined; 0 where everything
+            is listed.
     """
 
     bits: Tensor
     indices: Tensor
     counts: Tensor
+    left_out: Tensor
 
     @classmethod
-    def empty(cls, batch: int, heads_k: int, max_blocks: int, device: torch.device) -> PageLists:
+    def empty(cls, batch: int, heads_k: int, heads: int, max_blocks: int, device: torch.device) -> PageLists:
         """Room for lists; what they hold is not yet written."""
         shapes = (batch, heads_k, words(max_blocks)), (batch, heads_k, max_blocks), (batch, heads_k)
-        return cls(*(torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes))
+        ints = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+        return cls(*ints, left_out=torch.empty(batch, heads, device=device))
 
     @property
     def max_blocks(self) -> int:

@@ -14,14 +14,15 @@ from lite_attention.values import check_values
 
 SKETCH_SCHEMA = "(Tensor k_cache, Tensor(a!) sketch, Tensor pages) -> ()"
 SELECT_SCHEMA = (
-    "(Tensor q, Tensor sketch, Tensor(a!) bits, Tensor(b!) indices, Tensor(c!) counts, "
+    "(Tensor q, Tensor sketch, Tensor(a!) bits, Tensor(b!) indices, Tensor(c!) counts, Tensor(d!) left_out, "
     "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, Tensor? k_descale, "
-    "SymInt max_seqlen_q, float softmax_scale, float eps, int min_context, int newest) -> ()"
+    "SymInt max_seqlen_q, float softmax_scale, float eps, int min_context, int newest, "
+    "Tensor? whole) -> ()"
 )
 ATTEND_SCHEMA = (
     "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor(b!) lse, Tensor indices, Tensor counts, "
     "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, float softmax_scale, "
-    "Tensor? sinks, Tensor? k_descale, Tensor? v_descale) -> ()"
+    "Tensor? sinks, Tensor? k_descale, Tensor? v_descale, int num_splits=0) -> ()"
 )
 
 
@@ -32,9 +33,11 @@ def sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
     reference.write_sketch(k_cache, sketch, pages)
 
 
-def select(q: Tensor, sketch: Tensor, bits: Tensor, indices: Tensor, counts: Tensor, *rest: object) -> None:
+def select(
+    q: Tensor, sketch: Tensor, bits: Tensor, indices: Tensor, counts: Tensor, left_out: Tensor, *rest: object
+) -> None:
     """On the CPU and for the reference."""
-    selection = Selection(q, sketch, PageLists(bits, indices, counts), *rest)
+    selection = Selection(q, sketch, PageLists(bits, indices, counts, left_out), *rest)
     check_selection(selection)
     reference.select(selection)
 
@@ -70,6 +73,7 @@ def launch_select(selection: Selection, backend: str) -> None:
         s.lists.bits,
         s.lists.indices,
         s.lists.counts,
+        s.lists.left_out,
         s.cu_seqlens_q,
         s.seqused_k,
         s.block_table,
@@ -79,6 +83,7 @@ def launch_select(selection: Selection, backend: str) -> None:
         s.eps,
         s.min_context,
         s.newest,
+        s.whole,
     )
 
 
@@ -100,6 +105,7 @@ def launch_attend(problem: Problem, lists: PageLists, backend: str) -> None:
         problem.sinks,
         problem.k_descale,
         problem.v_descale,
+        problem.num_splits,
     )
 
 
@@ -123,6 +129,7 @@ def _attention(
     sinks: Tensor | None,
     k_descale: Tensor | None,
     v_descale: Tensor | None,
+    num_splits: int = 0,
 ) -> tuple[Problem, Tensor, Tensor]:
     """The arguments of the op that attends, once their values are checked."""
     problem = Problem(
@@ -142,6 +149,7 @@ def _attention(
         -1,
         0,
         sinks=sinks,
+        num_splits=num_splits,
         k_descale=k_descale,
         v_descale=v_descale,
     )

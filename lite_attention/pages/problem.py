@@ -19,7 +19,7 @@ class Selection:
     - lists: written.
     - cu_seqlens_q (batch + 1,), seqused_k (batch,), block_table (batch, max_blocks): int32.
     - k_descale: float32 (batch, heads_k), or None for 1.
-    - eps, min_context, newest: as `interface.select_pages` has them.
+    - eps, min_context, newest, whole: as `interface.select_pages` has them.
     """
 
     q: Tensor
@@ -34,6 +34,7 @@ class Selection:
     eps: float
     min_context: int
     newest: int
+    whole: Tensor | None
 
     @property
     def heads_k(self) -> int:

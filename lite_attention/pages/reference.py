@@ -13,9 +13,9 @@ Select: for each sequence of a batch, each of its query tokens, and each KV head
 3. Of the others it lists the fewest without which no query head of the KV head misses more than eps of its mass, as
    `estimate.needed` says.
 
-A list is the union over the sequence's query tokens. With eps 0, and for sequences of less than `min_context` keys, it
-is of all pages. A sequence without query tokens has none. Nothing of a sequence depends on another, or on where its
-pages lie.
+A list is the union over the sequence's query tokens. With eps 0, and for sequences of less than `min_context` keys or
+that are to be `whole`, it is of all pages. A sequence without query tokens has none. Nothing of a sequence depends on
+another, or on where its pages lie.
 
 All this is float64, so that lists are those of real arithmetic. Kernels agree but where a sum meets eps, or ranks are
 equal, up to rounding.
@@ -47,15 +47,19 @@ def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
 def select(selection: Selection) -> None:
     """Writes the lists. Reads lengths back to the host, so on a GPU it synchronises."""
     for sequence in selection.sequences():
-        selection.lists.write(sequence.index, _listed(selection, sequence))
+        listed, left_out = _listed(selection, sequence)
+        selection.lists.write(sequence.index, listed)
+        selection.lists.left_out[sequence.index] = left_out.flatten()
 
 
-def _listed(selection: Selection, sequence: Sequence) -> Tensor:
-    """Bool (heads_k, pages of the sequence)."""
+def _listed(selection: Selection, sequence: Sequence) -> tuple[Tensor, Tensor]:
+    """Bool (heads_k, pages of the sequence), and what that leaves out, float64 (heads_k, group)."""
     pages, full, heads_k = -(-sequence.k_len // PAGE), sequence.k_len // PAGE, selection.heads_k
     device = selection.q.device
-    if sequence.q_len == 0 or selection.eps == 0 or sequence.k_len < selection.min_context:
-        return torch.full((heads_k, pages), sequence.q_len > 0, device=device)
+    left_out = torch.zeros(heads_k, selection.q.shape[1] // heads_k, dtype=torch.float64, device=device)
+    whole = selection.whole is not None and bool(selection.whole[sequence.index])
+    if sequence.q_len == 0 or selection.eps == 0 or sequence.k_len < selection.min_context or whole:
+        return torch.full((heads_k, pages), sequence.q_len > 0, device=device), left_out
 
     listed = torch.zeros(heads_k, pages, dtype=torch.bool, device=device)
     sketch = selection.sketch.index_select(0, selection.block_table[sequence.index, :full])
@@ -77,8 +81,11 @@ def _listed(selection: Selection, sequence: Sequence) -> Tensor:
             always = ~masses.isfinite().all(1)
             always[:, 0] = True
             always[:, first_new:] = True
-            listed[:, :counted] |= needed(shares(masses), always, selection.eps)
-    return listed
+            share = shares(masses)
+            chosen = needed(share, always, selection.eps)
+            listed[:, :counted] |= chosen
+            left_out = torch.maximum(left_out, share.masked_fill(chosen[:, None], 0.0).sum(-1))
+    return listed, left_out
 
 
 def attend(problem: Problem, indices: Tensor, counts: Tensor) -> None:

@@ -39,7 +39,7 @@ def check_selection(selection: Selection) -> None:
 
 
 def check_lists(problem: Problem, indices: Tensor, counts: Tensor) -> None:
-    """Raises ValueError for lists that are not of pages of the sequences, each once and ascending."""
+    """Raises ValueError for lists that are not of pages of the sequences, each once and ascending, or lack new ones."""
     held = (problem.seqused_k + PAGE - 1) // PAGE
     wrong_count = (counts < 0) | (counts > held[:, None])
     if wrong_count.any():
@@ -55,3 +55,13 @@ def check_lists(problem: Problem, indices: Tensor, counts: Tensor) -> None:
         b, head, n = bad.nonzero()[0].tolist()
         given = f"page {int(indices[b, head, n])} as entry {n} of sequence {b}, head {head}"
         raise wrong("lists", given, f"ascending pages below {int(held[b])}, as select_pages writes for these lengths")
+    # Kernels give the listed keys new positions, one after the other: the last ones keep their distance from the end.
+    q_lens = problem.cu_seqlens_q.diff()
+    first = (problem.seqused_k - q_lens).clamp(min=0) // PAGE
+    new = (listed & (indices >= first[:, None, None])).sum(-1)
+    lacking = (q_lens > 1)[:, None] & (new < (held - first)[:, None])
+    if lacking.any():
+        b, head = lacking.nonzero()[0].tolist()
+        given = f"{int(new[b, head])} pages from page {int(first[b])} on for sequence {b}, head {head}"
+        works = f"all {int(held[b] - first[b])}, as the sequence has {int(q_lens[b])} query tokens there"
+        raise wrong("lists", given, works)

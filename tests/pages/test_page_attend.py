@@ -21,12 +21,16 @@ LONG = PageCase(q_lens=(1, 3), k_lens=(1000, 700), eps=0.2, sharp=1.5)
 
 
 def some_lists(step, seed, share):
-    """Any lists, their unused entries hostile."""
+    """Any lists that have the pages of several query tokens, their unused entries hostile."""
     case, make = step.case, torch.Generator().manual_seed(seed)
-    lists = PageLists.empty(len(case.k_lens), case.heads_k, step.block_table.shape[1], torch.device("cpu"))
+    blocks, heads = step.block_table.shape[1], step.q.shape[1]
+    lists = PageLists.empty(len(case.k_lens), case.heads_k, heads, blocks, torch.device("cpu"))
     lists.indices.fill_(HUGE)
-    for b, k_len in enumerate(case.k_lens):
-        lists.write(b, torch.rand(case.heads_k, -(-k_len // PAGE), generator=make) < share)
+    for b, (q_len, k_len) in enumerate(zip(case.q_lens, case.k_lens, strict=True)):
+        listed = torch.rand(case.heads_k, -(-k_len // PAGE), generator=make) < share
+        if q_len > 1:
+            listed[:, max(k_len - q_len, 0) // PAGE :] = True
+        lists.write(b, listed)
     return lists
 
 
@@ -117,7 +121,7 @@ def test_the_output_does_not_depend_on_the_rest_of_the_batch(backend):
     alone = Step(LONG)
     alone.q, alone.cu_seqlens_q = step.q[1:4], torch.tensor([0, 3], dtype=torch.int32)
     alone.seqused_k, alone.block_table = step.seqused_k[1:], step.block_table[1:]
-    one = PageLists(lists.bits[1:], lists.indices[1:], lists.counts[1:])
+    one = PageLists(lists.bits[1:], lists.indices[1:], lists.counts[1:], lists.left_out[1:])
     single, single_lse = alone.attend(one, backend=backend)
     assert torch.equal(single, out[1:4]) and torch.equal(single_lse, lse[:, 1:4])
 

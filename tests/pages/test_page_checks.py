@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, select_pages, write_sketch
+from lite_attention import ops
+from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, op, select_pages, write_sketch
 
 
 def ints(*values):
@@ -25,10 +28,12 @@ BATCH = {
 }
 
 
-def lists(batch=2, heads_k=2, blocks=2, device="cpu"):
-    made = PageLists.empty(batch, heads_k, blocks, torch.device(device))
-    for x in (made.bits, made.indices, made.counts):
+def lists(batch=2, heads_k=2, heads=4, blocks=2):
+    made = PageLists.empty(batch, heads_k, heads, blocks, torch.device("cpu"))
+    for x in (made.bits, made.counts, made.left_out):
         x.zero_()
+    made.indices.copy_(torch.arange(blocks))
+    made.counts.fill_(blocks)
     return made
 
 
@@ -75,7 +80,7 @@ VALUE_ERRORS = [
     (sketch, {"pages": ints(0, 1).long()}, "pages: got torch.int64; needs torch.int32"),
     (sketch, {"pages": ints((0, 1))}, r"pages: got shape \(1, 2\); needs \(n\)"),
     (sketch, {"pages": ints(0, 5)}, "pages: got 5; needs at most 4, or negative numbers for none"),
-    (sketch, {"backend": "cuda"}, "backend: got 'cuda'; needs None or one of 'cpu', 'reference'"),
+    (sketch, {"backend": "cuda"}, "backend: got 'cuda'; needs None or one of 'hopper', 'cpu', 'reference'"),
     (select, {"q": Q[0]}, r"q: got shape \(4, 16\); needs \(total_q, num_heads, head_dim\)"),
     (select, {"q": Q.double()}, "q: got torch.float64"),
     (select, {"q": Q[..., :0]}, r"q: got shape \(3, 4, 0\); needs num_heads and head_dim of 1 or more"),
@@ -96,7 +101,23 @@ VALUE_ERRORS = [
     (select, {"newest": 1.5}, "newest: got 1.5; needs"),
     (select, {"softmax_scale": 0.0}, "softmax_scale: got 0.0; needs a positive number, or None"),
     (select, {"k_descale": torch.ones(3)}, r"k_descale: got shape \(3,\); needs \(\) or \(2,\) or \(2, 2\)"),
-    (select, {"backend": "hopper"}, "backend: got 'hopper'; needs None or one of"),
+    (select, {"lists": (1, 2)}, "lists: got tuple; needs PageLists, as select_pages returns"),
+    (select, {"lists": lists(heads=8)}, r"lists: got shape \(2, 8\); needs \(2, 4\)"),
+    (select, {"lists": lists(blocks=64)}, r"lists: got shape \(2, 2, 2\); needs \(2, 2, 1\)"),
+    (
+        select,
+        {"lists": replace(lists(), counts=torch.zeros(2, 4, dtype=torch.int32)[:, ::2])},
+        "lists: got strides .*; needs a last dimension of stride 1",
+    ),
+    (
+        select,
+        {"lists": replace(lists(), counts=torch.zeros(2, 4, dtype=torch.int32)[:, :2])},
+        r"lists: got strides \(4, 1\) for shape \(2, 2\); needs contiguous tensors",
+    ),
+    (select, {"whole": True}, r"whole: got bool; needs None or a bool tensor \(2,\)"),
+    (select, {"whole": torch.ones(3, dtype=torch.bool)}, r"whole: got torch.bool \(3,\); needs None or a bool"),
+    (select, {"whole": ints(0, 1)}, r"whole: got torch.int32 \(2,\); needs None or a bool"),
+    (select, {"backend": "hopper"}, "backend: got 'hopper' for tensors on cpu"),
     (attend, {"q": Q[0]}, r"q: got shape \(4, 16\); needs \(total_q"),
     (attend, {"k_cache": K[:, :8]}, rf"k_cache: got shape \(5, 8, 2, 16\); {CACHE}"),
     (attend, {"v_cache": K[:3]}, "v_cache: got shape .* needs the shape of k_cache"),
@@ -126,11 +147,61 @@ def test_there_is_no_backward_pass(call, name, x):
         call(**{name: x.clone().requires_grad_()})
 
 
-@pytest.mark.parametrize("backend", [None, "cpu"])
-def test_on_a_gpu_nothing_falls_back(backend):
-    with FakeTensorMode(), pytest.raises(NotImplementedError, match=r"cuda.* no kernel there; backend='reference'"):
+def test_on_a_gpu_nothing_falls_back(monkeypatch):
+    monkeypatch.setattr(ops, "EXTENSION_MISSING", "this test says so")
+    with FakeTensorMode():
         k = torch.empty(5, PAGE, 2, 16, device="cuda")
-        write_sketch(k, empty_sketch(k), torch.empty(2, dtype=torch.int32, device="cuda"), backend=backend)
+        arguments = k, empty_sketch(k), torch.empty(2, dtype=torch.int32, device="cuda")
+        with pytest.raises(RuntimeError, match="extension is not there: this test says so"):
+            write_sketch(*arguments)
+        with pytest.raises(ValueError, match="backend: got 'cpu' for tensors on cuda"):
+            write_sketch(*arguments, backend="cpu")
+
+
+def on_hopper(monkeypatch, call, arguments):
+    """The call as on a Hopper GPU, up to the launch."""
+    monkeypatch.setattr(ops, "backend_on", lambda device, backend: "hopper")
+    monkeypatch.setattr(op, "_op", lambda name, backend: lambda *args: None)
+    call(**arguments)
+
+
+KEYS = torch.randn(5, PAGE, 2, 16).half()
+
+
+@pytest.mark.parametrize(
+    ("k_cache", "error", "message"),
+    [
+        (K, NotImplementedError, "k_cache: got torch.float32; the Hopper kernels have torch.bfloat16"),
+        (KEYS[..., :12], NotImplementedError, "k_cache: got head_dim 12; the Hopper kernels have multiples of 8 up"),
+        (torch.randn(5, PAGE, 2, 20).half()[..., :16], ValueError, "k_cache: got strides .* multiples of 8 elements"),
+        (KEYS, None, ""),
+    ],
+)
+def test_what_the_hopper_kernels_have_not_sketches(monkeypatch, k_cache, error, message):
+    arguments = {"k_cache": k_cache, "sketch": empty_sketch(k_cache), "pages": ints(0, 1)}
+    with pytest.raises(error, match=f"^{message}") if error else nullcontext():
+        on_hopper(monkeypatch, write_sketch, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": Q}, "q: got torch.float32; the Hopper kernels have torch.bfloat16"),
+        ({"max_seqlen_q": 33}, "max_seqlen_q: got 33 query tokens of 2 query heads to a KV head; the Hopper kernels"),
+        ({"max_seqlen_q": 32}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["select", "attend"])
+def test_what_the_hopper_kernels_have_not(monkeypatch, name, changes, message):
+    arguments = {"q": Q.half(), **BATCH, **changes}
+    if name == "select":
+        arguments |= {"sketch": SKETCH, "eps": 0.1}
+    else:
+        cache = K.to(arguments["q"].dtype)
+        arguments |= {"k_cache": cache, "v_cache": cache, "lists": lists()}
+
+    with pytest.raises(NotImplementedError, match=f"^{message}") if message else nullcontext():
+        on_hopper(monkeypatch, select_pages if name == "select" else attend_pages, arguments)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])

@@ -16,11 +16,11 @@ CASE = PageCase(q_lens=(1, 2), k_lens=(300, 200), eps=0.3, newest=16, fp8=(), dt
 SCHEMAS = {
     "page_sketch": "(Tensor k_cache, Tensor(a!) sketch, Tensor pages) -> ()",
     "page_select": "(Tensor q, Tensor sketch, Tensor(a!) bits, Tensor(b!) indices, Tensor(c!) counts, "
-    "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, Tensor? k_descale, SymInt max_seqlen_q, "
-    "float softmax_scale, float eps, int min_context, int newest) -> ()",
+    "Tensor(d!) left_out, Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, Tensor? k_descale, "
+    "SymInt max_seqlen_q, float softmax_scale, float eps, int min_context, int newest, Tensor? whole) -> ()",
     "page_attend": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor(b!) lse, Tensor indices, "
     "Tensor counts, Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, "
-    "float softmax_scale, Tensor? sinks, Tensor? k_descale, Tensor? v_descale) -> ()",
+    "float softmax_scale, Tensor? sinks, Tensor? k_descale, Tensor? v_descale, int num_splits=0) -> ()",
 }
 
 
@@ -130,12 +130,12 @@ def test_fake_tensors_pass_through(backend):
     ("name", "argument", "value", "message"),
     [
         ("page_sketch", 2, (3, HUGE), "pages: got 2147483647; needs at most"),
-        ("page_select", 5, (0, 3, 2), "cu_seqlens_q: got .* needs starts that rise from 0"),
-        ("page_select", 5, (0, 1, 9), "cu_seqlens_q: got an end at 9; needs at most the 5 rows"),
-        ("page_select", 5, (0, 1, 4), "max_seqlen_q: got 2; needs at least the longest sequence of cu_seqlens_q, 3"),
-        ("page_select", 6, (300, -1), "seqused_k: got -1 for sequence 1"),
-        ("page_select", 6, (300, 400), "block_table: got .* needs room for the 400 keys of sequence 1"),
-        ("page_select", 6, (300, 220), "block_table: got 2147483647 for page 13 of sequence 1"),
+        ("page_select", 6, (0, 3, 2), "cu_seqlens_q: got .* needs starts that rise from 0"),
+        ("page_select", 6, (0, 1, 9), "cu_seqlens_q: got an end at 9; needs at most the 5 rows"),
+        ("page_select", 6, (0, 1, 4), "max_seqlen_q: got 2; needs at least the longest sequence of cu_seqlens_q, 3"),
+        ("page_select", 7, (300, -1), "seqused_k: got -1 for sequence 1"),
+        ("page_select", 7, (300, 400), "block_table: got .* needs room for the 400 keys of sequence 1"),
+        ("page_select", 7, (300, 220), "block_table: got 2147483647 for page 13 of sequence 1"),
         ("page_attend", 8, (300, 400), "block_table: got .* needs room for the 400 keys of sequence 1"),
         ("page_attend", 8, (200, 200), "lists: got .* sequence 0"),
         ("page_attend", 6, ((2, 3), (4, 14)), "lists: got 14 pages for sequence 1, head 1; needs at most the 13 pages"),
@@ -159,7 +159,21 @@ def test_lists_are_of_pages_of_the_sequence_ascending(pages, suffix, monkeypatch
     arguments = arguments_of("page_attend", monkeypatch)
     arguments[6] = torch.full((2, 2), 3, dtype=torch.int32)
     arguments[5] = torch.arange(arguments[5].shape[2], dtype=torch.int32).repeat(2, 2, 1)
+    arguments[5][1, :, 2] = 12
     getattr(torch.ops.lite_attention, "page_attend" + suffix)(*arguments)
     arguments[5][0, 1, :3] = torch.tensor(pages, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"lists: got page .* of sequence 0, head 1; needs ascending pages below 19"):
+        getattr(torch.ops.lite_attention, "page_attend" + suffix)(*arguments)
+
+
+@pytest.mark.parametrize("suffix", ["", "_reference"])
+def test_lists_of_several_query_tokens_have_all_new_pages(suffix, monkeypatch):
+    arguments = arguments_of("page_attend", monkeypatch)
+    arguments[8] = torch.tensor([300, 193], dtype=torch.int32)  # tokens at 191 and 192, in pages 11 and 12
+    arguments[6] = torch.full((2, 2), 3, dtype=torch.int32)
+    arguments[5][..., :3] = torch.tensor([0, 11, 12])
+    getattr(torch.ops.lite_attention, "page_attend" + suffix)(*arguments)
+    arguments[5][1, 1, 1] = 10
+    message = "lists: got 1 pages from page 11 on for sequence 1, head 1; needs all 2, as the sequence has 2 query"
+    with pytest.raises(ValueError, match=message):
         getattr(torch.ops.lite_attention, "page_attend" + suffix)(*arguments)

@@ -118,9 +118,61 @@ def test_a_speculative_step_lists_what_its_tokens_would_one_by_one():
     assert sets_of(step.select()) == [union]
 
 
+@given(page_cases(max_q=1))
+@settings(max_examples=50)
+def test_left_out_is_the_share_of_pages_that_are_not_listed(case):
+    step = Step(case)
+    lists = step.select()
+    for b, of_heads in enumerate(sets_of(lists)):
+        for head, listed in enumerate(of_heads):
+            shares = [{}] * case.group
+            if case.q_lens[b] and case.k_lens[b]:
+                queries, sketches = page_oracle.seen_by(step, b, head, 0)
+                shares = page_oracle.shares(queries, sketches, step.scale * step.descale("k_descale", b, head))
+            expected = [math.fsum(x for page, x in share.items() if page not in listed) for share in shares]
+            given_out = lists.left_out[b, head * case.group : (head + 1) * case.group]
+            assert given_out.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_left_out_is_the_largest_over_the_query_tokens():
+    step = Step(PageCase(q_lens=(3,), k_lens=(805,), eps=0.3, sharp=1.5))
+    arguments = {"eps": 0.3, "newest": 20}
+    ones = [
+        select_pages(
+            step.q[i : i + 1],
+            step.sketch,
+            torch.tensor([0, 1], dtype=torch.int32),
+            torch.tensor([803 + i], dtype=torch.int32),
+            step.block_table,
+            1,
+            **arguments,
+        ).left_out
+        for i in range(3)
+    ]
+    assert torch.equal(step.select().left_out, torch.stack(ones).amax(0)) and (ones[0] > 0).all()
+
+
+def test_whole_sequences_list_everything_beside_those_that_do_not():
+    step = Step(LONG)
+    lists, whole = step.select(), step.select(whole=torch.tensor([False, True]))
+    assert sets_of(whole) == [sets_of(lists)[0], [everything(700)] * 2]
+    assert torch.equal(whole.left_out[0], lists.left_out[0]) and (lists.left_out > 0).all()
+    assert (whole.left_out[1] == 0).all()
+
+
+def test_given_lists_are_written_and_returned():
+    step = Step(LONG)
+    made, given_lists = step.select(), step.select(eps=0)
+    for x in (given_lists.bits, given_lists.counts, given_lists.left_out):
+        x.fill_(77)
+    assert step.select(lists=given_lists) is given_lists
+    assert sets_of(given_lists) == sets_of(made) and torch.equal(given_lists.left_out, made.left_out)
+
+
 def test_eps_0_lists_everything():
     step = Step(replace(LONG, sharp=1000.0))  # so that most shares are 0 in any arithmetic
     assert sets_of(step.select(eps=0)) == [[everything(n)] * 2 for n in LONG.k_lens]
+    assert (step.select(eps=0).left_out == 0).all()
     assert all(len(listed) < 30 for row in sets_of(step.select(eps=1e-12)) for listed in row)
 
 

@@ -1,0 +1,436 @@
+"""The kernels of page lists: sketches and lists against the specification, attention under the accuracy rule."""
+
+from __future__ import annotations
+
+import random as py_random
+from dataclasses import replace
+
+import accuracy
+import pytest
+import torch
+
+from lite_attention import flash_attn_varlen_func
+from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, select_pages, sketch_bytes, write_sketch
+from lite_attention.pages.estimate import log_mass, shares
+from lite_attention.pages.layout import decode
+
+HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (32, 8), (20, 1)]
+FP8 = torch.float8_e4m3fn
+HUGE = accuracy.HUGE_PAGE
+every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+every_head_dim = pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+
+
+class Step:
+    """A decode step over paged caches whose pages lie apart from each other, with sketches of the full ones."""
+
+    def __init__(self, q_lens, k_lens, heads=8, heads_k=2, head_dim=128, dtype=torch.bfloat16, seed=0, **options):
+        fp8 = options.pop("fp8", False)
+        generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
+        self.sequences = accuracy.make_sequences(
+            q_lens, k_lens, heads, heads_k, head_dim, dtype, seed, FP8 if fp8 else None
+        )
+        if sharp := options.pop("sharp", 1.0):
+            for _, k, _ in self.sequences:
+                pages = -(-len(k) // PAGE)
+                apart = accuracy.random(pages, heads_k, head_dim, dtype=dtype, generator=generator, spread=sharp)
+                k.copy_((k.float() + apart.float().repeat_interleave(PAGE, 0)[: len(k)]).to(k.dtype))
+        self.descales = {}
+        if fp8:
+            factors = 0.5 + torch.rand(2, len(k_lens), heads_k, device=accuracy.DEVICE, generator=generator)
+            self.descales = {"k_descale": factors[0], "v_descale": factors[1]}
+        case = accuracy.paged(self.sequences, PAGE, causal=True, **options)
+        self.q, self.k_cache, self.v_cache, self.starts, *_ = case.args
+        self.used, self.table = case.kwargs["seqused_k"], case.kwargs["block_table"]
+        self.q_lens, self.k_lens, self.max_q = q_lens, k_lens, max(q_lens)
+        self.heads, self.heads_k, self.head_dim = heads, heads_k, head_dim
+        wide = torch.full((len(self.k_cache), heads_k + 1, sketch_bytes(head_dim) + 16), 255, dtype=torch.uint8)
+        self.sketch = wide.cuda()[:, :heads_k, : sketch_bytes(head_dim)]
+        write_sketch(self.k_cache, self.sketch, self.full_pages())
+
+    def full_pages(self):
+        full = [self.table[b, : n // PAGE] for b, n in enumerate(self.k_lens)]
+        return torch.cat([accuracy.ints([-1, -HUGE]), *full, accuracy.ints([-1] * 20)])
+
+    def of_batch(self, rows=slice(None)):
+        """Arguments for some of the sequences; their queries stay where they are."""
+        first, last = rows.indices(len(self.k_lens))[:2]
+        return self.starts[first : last + 1], self.used[rows], self.table[rows], self.max_q
+
+    def select(self, rows=slice(None), eps=0.1, newest=40, **changes):
+        descale = {"k_descale": self.descales["k_descale"][rows]} if self.descales else {}
+        arguments = {"eps": eps, "newest": newest} | descale | changes
+        return select_pages(self.q, self.sketch, *self.of_batch(rows), **arguments)
+
+    def attend(self, lists, rows=slice(None), **changes):
+        descales = {name: x[rows] for name, x in self.descales.items()}
+        return attend_pages(self.q, self.k_cache, self.v_cache, lists, *self.of_batch(rows), **(descales | changes))
+
+    def check(self, lists, out, lse, **kwargs):
+        """Each KV head's part of the output, under the accuracy rule, by attention over the keys of its list."""
+        group, sinks = self.heads // self.heads_k, kwargs.pop("sinks", None)
+        for head in range(self.heads_k):
+            heads = slice(head * group, (head + 1) * group)
+            sequences = []
+            for b, (q, k, v) in enumerate(self.sequences):
+                pages = lists.indices[b, head, : int(lists.counts[b, head])].long()
+                keys = (pages[:, None] * PAGE + torch.arange(PAGE, device=pages.device)).flatten()
+                keys = keys[keys < len(k)]
+                k, v = (x[:, head : head + 1].view(torch.uint8 if x.dtype == FP8 else x.dtype)[keys] for x in (k, v))
+                if self.descales:
+                    k, v = k.view(FP8), v.view(FP8)
+                sequences.append((q[:, heads], k, v))
+            descales = {name: x[:, head : head + 1] for name, x in self.descales.items()}
+            sinks_of = {} if sinks is None else {"sinks": sinks[heads]}
+            case = accuracy.Case(None, (), {"causal": True} | descales | sinks_of | kwargs, sequences)
+            accuracy.check(case, out[:, heads], lse[heads])
+
+
+def some_lists(step, share, seed=0):
+    """Any lists that have the pages of several query tokens; what they don't use is hostile."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = step.table.shape[1]
+    lists = PageLists.empty(len(step.k_lens), step.heads_k, step.heads, blocks, torch.device("cuda"))
+    lists.indices.fill_(HUGE)
+    for b, (q_len, k_len) in enumerate(zip(step.q_lens, step.k_lens, strict=True)):
+        listed = torch.rand(step.heads_k, -(-k_len // PAGE), generator=generator) < share
+        if q_len > 1:
+            listed[:, max(k_len - q_len, 0) // PAGE :] = True
+        lists.write(b, listed.cuda())
+    return lists
+
+
+def poison(step, lists):
+    """NaN in every key and value that no list has of a head."""
+    for cache in (step.k_cache, step.v_cache):
+        kept = torch.full(cache.shape, float("nan"), device="cuda").to(cache.dtype)
+        for b, counts in enumerate(lists.counts.tolist()):
+            for head, count in enumerate(counts):
+                for page in step.table[b, lists.indices[b, head, :count].long()].tolist():
+                    kept[page, :, head].view(torch.uint8).copy_(cache[page, :, head].view(torch.uint8))
+        cache.view(torch.uint8).copy_(kept.view(torch.uint8))
+
+
+def forms_agree(step, lists):
+    """Bits, indices and counts say the same; gives it as bool (batch, heads_k, max_blocks)."""
+    listed = lists.listed()
+    assert torch.equal(lists.counts, listed.sum(-1, dtype=torch.int32))
+    assert (lists.bits[..., -1] >> (lists.max_blocks - 1) % 32 >> 1 == 0).all() or lists.max_blocks % 32 == 0
+    for b in range(len(step.k_lens)):
+        for head in range(step.heads_k):
+            indices = lists.indices[b, head, : int(lists.counts[b, head])]
+            assert torch.equal(indices.long(), listed[b, head].nonzero().flatten())
+    return listed
+
+
+# Sketches
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FP8], ids=["bf16", "fp16", "fp8"])
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 72, 80, 96, 128, 136, 192, 200, 256])
+def test_sketches_are_the_references(head_dim, by_head, dtype):
+    fp8 = dtype == FP8
+    head_dim += head_dim % 16 if fp8 else 0
+    step = Step([1, 1], [700, 333], head_dim=head_dim, dtype=torch.bfloat16 if fp8 else dtype, fp8=fp8, by_head=by_head)
+    page = int(step.table[0, 3])
+    step.k_cache[page, 5, 1, 7] = float("nan")
+    step.k_cache[int(step.table[0, 4])] = 0.0
+    sketch, expected = (torch.full_like(step.sketch, 255) for _ in range(2))
+    write_sketch(step.k_cache, sketch, step.full_pages())
+    write_sketch(step.k_cache, expected, step.full_pages(), backend="reference")
+    full = [int(x) for x in step.full_pages() if x >= 0]
+    rest = [page for page in range(len(sketch)) if page not in full]
+    assert (sketch[rest] == 255).all()
+    scales, expected_scales = (x[full][..., :16].contiguous().view(torch.float32) for x in (sketch, expected))
+    torch.testing.assert_close(scales, expected_scales, rtol=2e-5, atol=1e-6, equal_nan=True)
+    assert scales[full.index(page), 1].isnan().all() and (sketch[page, 1, 16:] == 0).all()
+    means, expected_means = (x[full][..., 16 : 16 + head_dim].int() for x in (sketch, expected))
+    off = (means - expected_means).abs()
+    assert off.max() <= 1 and (off > 0).float().mean() < 1e-2
+    at = 16 + -(-head_dim // 16) * 16
+    for half in (lambda x: x & 15, lambda x: x >> 4):
+        off = (half(sketch[full][..., at:]).int() - half(expected[full][..., at:]).int()).abs()
+        assert off.max() <= 1 and (off > 0).float().mean() < 1e-2
+    fill = torch.cat([sketch[full][..., 16 + head_dim : at], sketch[full][..., at + head_dim // 2 :]], -1)
+    assert (fill == 0).all()
+
+
+def test_pages_that_the_cache_has_not_are_passed_over():
+    step = Step([1], [320])
+    sketch = torch.full_like(step.sketch, 255)
+    write_sketch(step.k_cache, sketch, accuracy.ints([len(sketch), HUGE, -HUGE, -1]))
+    assert (sketch == 255).all()
+
+
+# Lists
+
+
+def spec_shares(step, b, head, row):
+    """The specification's shares, float64 (group, pages that the token sees all of)."""
+    position = step.k_lens[b] - step.q_lens[b] + row
+    counted = max(position + 1, 0) // PAGE
+    sketch = step.sketch[step.table[b, :counted].long(), head : head + 1]
+    mean, deviation = decode(sketch, step.head_dim)
+    group = step.heads // step.heads_k
+    q = step.q[int(step.starts[b]) + row, head * group : (head + 1) * group][None]
+    scale = torch.full((1,), step.head_dim**-0.5, dtype=torch.float64, device="cuda")
+    if step.descales:
+        scale *= step.descales["k_descale"][b, head]
+    return shares(log_mass(q, mean, deviation, scale))[0]
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 72, 96, 128, 192, 200, 256])
+@pytest.mark.parametrize("seed", range(6))
+def test_lists_keep_the_budget_and_are_no_longer_than_the_references(head_dim, seed):
+    rng = py_random.Random(f"{head_dim} {seed}")
+    heads, heads_k = rng.choice(HEADS)
+    batch = rng.randint(1, 4)
+    most_q = min(5, 64 // (heads // heads_k))
+    q_lens = [rng.choice([1, 1, rng.randint(0, most_q)]) for _ in range(batch)]
+    k_lens = [rng.choice([0, rng.randint(1, 300), rng.randint(300, 9000), 16 * rng.randint(1, 300)]) for _ in q_lens]
+    q_lens[0] = max(q_lens[0], 1)
+    eps, newest = rng.choice([1e-4, 0.02, 0.1, 0.5]), rng.choice([1, 16, 17, 64])
+    dtype = rng.choice([torch.bfloat16, torch.float16])
+    fp8 = head_dim % 16 == 0 and rng.random() < 0.3
+    options = {"by_head": rng.random() < 0.5, "fp8": fp8, "sharp": rng.choice([0.5, 1.0])}
+    step = Step(q_lens, k_lens, heads, heads_k, head_dim, dtype, seed, **options)
+    lists, expected = (step.select(eps=eps, newest=newest, backend=x) for x in (None, "reference"))
+    listed, in_expected = forms_agree(step, lists), expected.listed()
+    torch.testing.assert_close(lists.left_out, expected.left_out, rtol=1e-2, atol=eps * 2e-2)
+    assert (lists.left_out <= eps * (1 + 1e-3)).all()
+    for b, (q_len, k_len) in enumerate(zip(q_lens, k_lens, strict=True)):
+        for head in range(heads_k):
+            # Pages on the border may differ where rounding moves a rank or a sum.
+            differ = int((listed[b, head] != in_expected[b, head]).sum())
+            assert differ <= max(1, q_len) * (2 + 0.005 * int(in_expected[b, head].sum()))
+            for row in range(max(0, q_len - k_len), q_len):
+                share = spec_shares(step, b, head, row)
+                left_out = share.masked_fill(listed[b, head, : share.shape[1]], 0.0).sum(-1)
+                assert (left_out <= eps * (1 + 1e-3)).all()
+
+
+def geometric(pages, ratio, order):
+    """A step whose pages have shares in the ratio of neighbours in `order`, exact in any arithmetic."""
+    step = Step([1], [pages * PAGE], heads=2, heads_k=1, head_dim=64, sharp=0)
+    step.k_cache.view(torch.int16).zero_()
+    step.k_cache[step.table[0, order.cuda()].long(), :, :, 0] = (
+        torch.arange(pages).mul(ratio)[:, None, None].to(step.k_cache)
+    )
+    step.q.zero_()
+    step.q[:, :, 0] = 8.0  # under the scale of 1 / 8
+    write_sketch(step.k_cache, step.sketch, step.full_pages())
+    return step
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.02, 0.1, 0.4])
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_where_nothing_is_near_a_border_lists_are_equal(ratio, eps):
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    step = geometric(200, ratio, order)
+    lists, expected = (step.select(eps=eps, newest=1, backend=x) for x in (None, "reference"))
+    assert torch.equal(forms_agree(step, lists), expected.listed()) and int(lists.counts.max()) < 50
+    torch.testing.assert_close(lists.left_out, expected.left_out, rtol=1e-4, atol=1e-7)
+
+
+def test_pages_of_equal_rank_stay_or_go_together():
+    step = Step([1], [3200], heads=4, heads_k=1, head_dim=64)
+    step.k_cache.view(torch.int16).zero_()
+    write_sketch(step.k_cache, step.sketch, step.full_pages())
+    assert int(step.select(eps=0.5, newest=1).counts) == 200
+    assert int(step.select(eps=0.991, newest=1).counts) == 2
+    assert int(step.select(eps=0.989, newest=1).counts) == 200
+
+
+def test_sequences_that_list_everything_beside_those_that_do_not():
+    step = Step([1, 1, 0, 2, 1], [4000, 3000, 500, 777, 3999])
+    plain = step.select()
+    counts = [250, 188, 0, 49, 250]
+    whole = step.select(whole=torch.tensor([0, 1, 0, 1, 0], device="cuda").bool())
+    least = step.select(min_context=4000)
+    for lists, dense in ((whole, (1, 3)), (least, (1, 3, 4)), (step.select(eps=0), range(5))):
+        forms_agree(step, lists)
+        for b in range(5):
+            if b in dense or b == 2:
+                assert lists.counts[b].tolist() == [counts[b]] * 2 and (lists.left_out[b] == 0).all()
+            else:
+                assert torch.equal(lists.bits[b], plain.bits[b]) and (lists.counts[b] < counts[b]).all()
+                assert torch.equal(lists.left_out[b], plain.left_out[b]) and (lists.left_out[b] > 0).any()
+
+
+def test_what_is_not_finite_is_listed_and_nothing_else_changes():
+    step = Step([1, 1], [4000, 3000])
+    before = step.select()
+    listed = before.listed()
+    unlisted = int((~listed[0, 1]).nonzero()[0])
+    step.sketch[int(step.table[0, unlisted]), 1, :16] = torch.full((4,), torch.nan).view(torch.uint8).cuda()
+    after = step.select().listed()
+    assert after[0, 1, unlisted] and torch.equal(after[0, 0], listed[0, 0]) and torch.equal(after[1], listed[1])
+    step.q[1, 2] = torch.nan
+    lists = step.select()
+    assert lists.counts[1, 0] == 188 and torch.equal(lists.listed()[1, 1], listed[1, 1])
+
+
+def test_a_speculative_step_lists_the_union_of_its_tokens():
+    step = Step([4], [4003])
+    union = torch.zeros_like(step.select(eps=0.3).listed())
+    most = torch.zeros(1, 8, device="cuda")
+    for i in range(4):
+        used = accuracy.ints([4000 + i])
+        one = select_pages(step.q[i : i + 1], step.sketch, accuracy.ints([0, 1]), used, step.table, 1, eps=0.3)
+        union |= one.listed()
+        most = torch.maximum(most, one.left_out)
+    together = step.select(eps=0.3, newest=64)
+    assert torch.equal(together.listed(), union) and torch.equal(together.left_out, most)
+
+
+@pytest.mark.parametrize("heads_k", [1, 2])
+def test_a_million_keys(heads_k):
+    pages = 65536
+    generator = torch.Generator("cuda").manual_seed(3)
+    k = accuracy.random(pages, PAGE, heads_k, 64, dtype=torch.bfloat16, generator=generator)
+    k += accuracy.random(pages, 1, heads_k, 64, dtype=torch.bfloat16, generator=generator)
+    sketch = empty_sketch(k)
+    write_sketch(k, sketch, torch.arange(pages, dtype=torch.int32, device="cuda"))
+    q = accuracy.random(1, 4 * heads_k, 64, dtype=torch.bfloat16, generator=generator)
+    table = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).int().cuda()[None]
+    arguments = (q, sketch, accuracy.ints([0, 1]), accuracy.ints([pages * PAGE]), table, 1)
+    lists, expected = (select_pages(*arguments, eps=0.1, backend=x) for x in (None, "reference"))
+    assert (lists.counts - expected.counts).abs().max() <= 0.002 * expected.counts.max()
+    assert torch.equal(lists.counts, lists.listed().sum(-1, dtype=torch.int32))
+    out, lse = attend_pages(q, k, k, lists, *arguments[2:])
+    for head in range(heads_k):
+        seen = k[table[0, lists.indices[0, head, : int(lists.counts[0, head])].long()].long(), :, head].flatten(0, 1)
+        rows = slice(4 * head, 4 * head + 4)
+        scores = q[0, rows].float() @ seen.float().T / 8
+        torch.testing.assert_close(lse[rows, 0], scores.logsumexp(-1), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(out[0, rows].float(), scores.softmax(-1) @ seen.float(), rtol=2e-2, atol=2e-2)
+
+
+# Attention
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+@pytest.mark.parametrize("seed", range(5))
+def test_attention_over_random_lists(head_dim, dtype, fp8, seed):
+    rng = py_random.Random(f"{head_dim} {dtype} {fp8} {seed}")
+    heads, heads_k = rng.choice(HEADS)
+    batch = rng.randint(1, 5)
+    most_q = 64 // (heads // heads_k)
+    q_lens = [rng.choice([1, 1, rng.randint(0, min(8, most_q))]) for _ in range(batch)]
+    q_lens[0] = max(q_lens[0], 1)
+    k_lens = [rng.choice([0, 1, rng.randint(1, 300), rng.randint(300, 5000), 16 * rng.randint(1, 100)]) for _ in q_lens]
+    options = {"by_head": rng.random() < 0.5, "one_memory": rng.random() < 0.5, "fp8": fp8}
+    dim = head_dim - rng.choice([0, 0, 16])
+    step = Step(q_lens, k_lens, heads, heads_k, dim, dtype, seed, **options)
+    lists = some_lists(step, rng.choice([0.0, 0.1, 0.5, 0.9]), seed)
+    poison(step, lists)
+    sinks = {"sinks": torch.randn(heads, device="cuda")} if rng.random() < 0.3 else {}
+    num_splits = rng.choice([0, 0, 1])
+    out, lse = step.attend(lists, num_splits=num_splits, **sinks)
+    step.check(lists, out, lse, **sinks)
+    again = step.attend(lists, num_splits=num_splits, **sinks)
+    assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+def test_with_all_pages_listed_it_is_dense_to_the_bit(head_dim, dtype, fp8):
+    """In whole rows, whose tiles are the same then."""
+    step = Step([1, 2, 0, 1], [4001, 777, 30, 16], head_dim=head_dim, dtype=dtype, fp8=fp8)
+    sinks = torch.randn(8, device="cuda")
+    out, lse = step.attend(step.select(eps=0), num_splits=1, sinks=sinks)
+    dense, dense_lse = flash_attn_varlen_func(
+        step.q, step.k_cache, step.v_cache, step.starts, None, 2, 4001, causal=True, seqused_k=step.used,
+        block_table=step.table, num_splits=1, sinks=sinks, return_softmax_lse=True, **step.descales,
+    )  # fmt: skip
+    assert torch.equal(out, dense) and torch.equal(lse, dense_lse)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+def test_a_sequence_does_not_see_the_rest_of_the_batch(fp8):
+    k_lens = [4001, 777, 3000, 16, 9000, 0, 2000] * 5
+    step = Step([1] * len(k_lens), k_lens, fp8=fp8)
+    lists = step.select()
+    out, lse = step.attend(lists, num_splits=1)
+    step.check(lists, out, lse)
+    for b in (0, 4, 6, 34):
+        one = slice(b, b + 1)
+        alone = step.select(one)
+        assert torch.equal(alone.bits, lists.bits[one]) and torch.equal(alone.left_out, lists.left_out[one])
+        single, single_lse = step.attend(alone, one, num_splits=1)
+        assert torch.equal(single[b], out[b]) and torch.equal(single_lse[:, b], lse[:, b])
+
+
+def test_a_graph_follows_lengths_and_queries():
+    """One graph of a decode step, replayed as sequences grow, end and begin in a wider batch."""
+    step = Step([1, 1, 1], [4001, 777, 2999])
+    starts, used, table, _ = (x.clone() if isinstance(x, torch.Tensor) else x for x in step.of_batch())
+    q, filled = step.q.clone(), torch.full((3,), -1, dtype=torch.int32, device="cuda")
+    lists = PageLists.empty(3, 2, 8, table.shape[1], torch.device("cuda"))
+    out = torch.empty_like(q)
+
+    def run():
+        write_sketch(step.k_cache, step.sketch, filled)
+        select_pages(q, step.sketch, starts, used, table, 1, eps=0.1, lists=lists)
+        return attend_pages(q, step.k_cache, step.v_cache, lists, starts, used, table, 1, out=out)
+
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _, lse = run()
+    before = None
+    for new in ([4001, 777, 2999], [4000, 0, 3], [0, 0, 0], [1, 760, 2048], [4001, 777, 2999]):
+        used.copy_(accuracy.ints(new))
+        q.normal_()
+        filled.copy_(table[:, 0])
+        step.sketch[table[:, 0].long()] = 255
+        graph.replay()
+        got = out.clone(), lse.clone(), lists.counts.clone(), lists.left_out.clone()
+        made, made_lse = run()
+        assert torch.equal(got[0], made) and torch.equal(got[1], made_lse)
+        assert torch.equal(got[2], lists.counts) and torch.equal(got[3], lists.left_out)
+        step.k_lens, step.q = new, q
+        step.sequences = [(q[b : b + 1], k, v) for b, (k, v) in enumerate(keys_of(step, new))]
+        step.check(lists, made, made_lse)
+        assert before is None or not torch.equal(before, got[0])
+        before = got[0]
+
+
+def keys_of(step, k_lens):
+    """K and V of each sequence, by the table."""
+    for b, n in enumerate(k_lens):
+        pages = step.table[b, : -(-n // PAGE)].long()
+        yield tuple(cache[pages].flatten(0, 1)[:n] for cache in (step.k_cache, step.v_cache))
+
+
+def test_lists_that_are_garbage_read_no_foreign_memory():
+    """As of padding rows in a graph: whatever the numbers are, there is no fault, and other sequences keep theirs."""
+    step = Step([1, 1, 1], [4001, 777, 2999])
+    lists = step.select()
+    out, lse = step.attend(lists, num_splits=1)
+    garbage = replace(lists, counts=lists.counts.clone(), indices=lists.indices.clone())
+    for count in (HUGE, -HUGE, -1, 10**6, 251):
+        garbage.counts[0] = count
+        for number in (HUGE, -HUGE, -1, 10**8, 252):
+            garbage.indices[0] = number
+            made, made_lse = step.attend(garbage, num_splits=1)
+            torch.cuda.synchronize()
+            assert torch.equal(made[1:], out[1:]) and torch.equal(made_lse[:, 1:], lse[:, 1:])
+    stale = step.table.clone()
+    stale[0] = HUGE
+    step.table = stale
+    lists = step.select()
+    step.attend(lists)
+    torch.cuda.synchronize()
+
+
+def test_an_operator_sees_what_the_kernels_have_not():
+    step = Step([17], [400])
+    with pytest.raises(NotImplementedError, match="max_seqlen_q: got 17 query tokens of 4 query heads"):
+        step.select()
+    with pytest.raises(NotImplementedError, match="max_seqlen_q: got 17 query tokens of 4 query heads"):
+        step.attend(some_lists(step, 1.0))

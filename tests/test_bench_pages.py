@@ -1,0 +1,90 @@
+"""The benchmark's rows of listed pages: what they read, and what their checks catch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lite_attention.bench import page_work, rows
+from lite_attention.bench.inputs import make_inputs
+from lite_attention.bench.measure import Measurement
+from lite_attention.bench.page_work import NeededPages, RandomPages, SketchedPrefill
+from lite_attention.bench.shapes import Shape
+from lite_attention.bench.targets import OURS, OWN_DENSE, Target
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+CPU = torch.device("cpu")
+STEP = Shape((1, 1), (4096, 2001), 4, 2, 64, causal=True, layout="paged", page_size=16)
+PREFILL = Shape((300,), (300,), 4, 2, 64, causal=True, layout="paged", page_size=16)
+PLANS = {"random": RandomPages(0.2), "needed": NeededPages(0.3), "short": NeededPages(min_context=8192)}
+
+
+def measured(plan, shape):
+    """The result of a row, with a clock by which all calls take as long."""
+    row = rows.Row("pages-test", shape, (Target(OWN_DENSE, 1.0),), skip=plan)
+    return Measurement(CPU, (), 2, lambda call: (call(), 10.0)[1], lambda text: None).measure(row, shape)
+
+
+def test_every_row_and_target_of_the_issue_is_there():
+    expected = {f"pages-random-{percent}-b64-32k": ("FA3", x) for percent, x in ((20, 4.5), (10, 8.0), (5, 14.0))}
+    expected |= {f"pages-step-{size}": ("FA3", x) for size, x in (("b64-32k", 5.0), ("b8-128k", 5.0), ("b1-128k", 2.5))}
+    expected |= {"pages-short-b64-4k": (OWN_DENSE, 0.98), "pages-prefill-8k": (OWN_DENSE, 0.99)}
+    found = {row.name: row for row in rows.ROWS if row.name.startswith("pages-")}
+    assert {name: [(one.against, one.at_least) for one in row.targets] for name, row in found.items()} == {
+        name: [target] for name, target in expected.items()
+    }
+    assert all((row.shape.heads, row.shape.heads_k, row.shape.head_dim) == (32, 8, 128) for row in found.values())
+
+
+@pytest.mark.parametrize("plan", [*PLANS.values()], ids=[*PLANS])
+def test_rows_of_steps_are_measured_and_read_their_share(plan):
+    result = measured(plan, STEP)
+    assert result.status == "measured", result.reason
+    assert set(result.times) == {OURS, OWN_DENSE}
+    expected = {"random": 0.2, "needed": 0.3, "short": 1.0}[next(name for name, x in PLANS.items() if x is plan)]
+    assert result.visited == pytest.approx(expected, abs=0.05)
+
+
+def test_the_row_of_a_prompt_is_measured():
+    result = measured(SketchedPrefill(), PREFILL)
+    assert result.status == "measured" and result.visited == 1.0
+
+
+@pytest.mark.parametrize("plan", [*PLANS.values()], ids=[*PLANS])
+def test_wrong_results_are_caught(plan, monkeypatch):
+    right = page_work.attend_pages
+
+    def almost(*args, out, **kwargs):
+        right(*args, out=out, **kwargs)
+        out[-1, 3] += 0.02
+
+    work = plan.prepare(make_inputs(STEP, CPU, seed=0), seed=1)
+    assert all(one.right for one in work.check())
+    monkeypatch.setattr(page_work, "attend_pages", almost)
+    assert not all(one.right for one in work.check())
+
+
+def test_a_changed_list_and_a_broken_budget_are_caught():
+    work = NeededPages(0.3).prepare(make_inputs(STEP, CPU, seed=0), seed=1)
+    assert all(one.right for one in work.check()) and work.check_list().right
+    work.lists.bits[0, 0, 3] ^= 4
+    assert not work.check_list().right
+    select = work._select
+
+    def with_too_much_left_out(*args):
+        lists = select(*args)
+        lists.left_out[1, 2] = 0.2
+        return lists
+
+    work._select = with_too_much_left_out
+    assert not all(one.right for one in work.check())
+
+
+def test_a_page_without_its_sketch_is_caught():
+    work = SketchedPrefill().prepare(make_inputs(PREFILL, CPU, seed=0), seed=1)
+    assert all(one.right for one in work.check())
+    assert work.check_list().right
+    work.sketch[work.inputs.block_table[0, 17].long()] ^= 255
+    assert not work.check_list().right
