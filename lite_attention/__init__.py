@@ -10,6 +10,7 @@ from lite_attention.module import LiteAttention
 from lite_attention.parallel.merge import merge_attention
 from lite_attention.parallel.module import SeqParallelLiteAttention
 from lite_attention.scheduler import get_scheduler_metadata, scheduler_metadata_size
+from lite_attention.serving import stats
 from lite_attention.skip.interface import skip_attention, skip_attention_varlen, skip_attention_with_kvcache
 from lite_attention.skip.skip_list import SkipList
 from lite_attention.skip.stats import StreamStats
@@ -38,4 +39,5 @@ __all__ = [
     "skip_attention",
     "skip_attention_varlen",
     "skip_attention_with_kvcache",
+    "stats",
 ]

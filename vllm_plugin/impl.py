@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm.envs
+from vllm.config import get_current_vllm_config_or_none
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
 from lite_attention import flash_attn_varlen_func
+from vllm_plugin import settings, sketches
+from vllm_plugin.listing import Listing
 from vllm_plugin.quantised import FP8, is_fp8, quantise
 from vllm_plugin.register import NAME
 
@@ -73,8 +76,29 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
             if alibi_slopes is None
             else torch.tensor(alibi_slopes, dtype=torch.float32, device=current_platform.device_type)
         )
+        self.listing = self._listing()
         self.num_splits = num_splits()  # read once: a plan must have that of the calls
         self._write = _write_by_index if current_platform.is_cpu() else _write_by_kernel
+
+    def _listing(self) -> Listing | None:
+        """What decodes from lists, where the operator asks for it; not in a layer with a window or another's KV cache.
+
+        Raises:
+            NotImplementedError: scores that lists have no estimate for.
+        """
+        vllm_config = get_current_vllm_config_or_none()
+        if vllm_config is None or not settings.of(vllm_config).enabled:
+            return None
+        if self.window_left >= 0 or self.kv_sharing_target_layer_name is not None:
+            return None
+        if self.softcap or self.alibi_slopes is not None:
+            raise NotImplementedError(
+                f"additional_config[{settings.KEY!r}]: got pages for a model with softcap or ALiBi slopes, with which "
+                f"{NAME} can't decode from listed pages; needs 'pages' false"
+            )
+        sketches.install()
+        shape = self.num_heads, self.num_kv_heads, self.head_size
+        return Listing(settings.of(vllm_config), vllm_config, *shape)
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Makes the sinks float32. After a reload they stay where they are, as CUDA graphs read them there."""
@@ -125,17 +149,47 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
             raise NotImplementedError(f"{NAME} does not quantise its output: output_scale must be None.")
         if attn_metadata is None:  # the run that measures memory
             return output.fill_(0)
-        key_cache, value_cache = self._keys_and_values(kv_cache)
+        step, tokens = attn_metadata, attn_metadata.num_actual_tokens
+        # A tensor may have any stride in a dimension of size one; the kernel's tensor maps need one of a whole row.
+        cache = [canonicalize_singleton_dim_strides(each) for each in self._keys_and_values(kv_cache)]
         scales = {}
         if self.fp8_kv:
-            key_cache, value_cache = key_cache.view(FP8), value_cache.view(FP8)
+            cache = [each.view(FP8) for each in cache]
             scales = {"k_descale": layer._k_scale, "v_descale": layer._v_scale}
-        step, tokens = attn_metadata, attn_metadata.num_actual_tokens
+        if self.listing is None or self.listing.tally is None:
+            self._attend(query[:tokens], cache, step, output[:tokens], scales)
+            return output
+        self.listing.write_sketches(cache[0], kv_cache, step.filled)
+        split = 0
+        if step.decoding is not None:
+            split = step.decoding.tokens
+            self.listing.decode(
+                query[:split],
+                *cache,
+                kv_cache,
+                step.decoding,
+                output[:split],
+                scale=self.scale,
+                sinks=self.sinks,
+                num_splits=self.num_splits,
+                **scales,
+            )
+        if step.others is not None:
+            self._attend(query[split:tokens], cache, step.others, output[split:tokens], scales)
+        return output
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        cache: list[torch.Tensor],
+        step: LiteAttentionMetadata,
+        output: torch.Tensor,
+        scales: dict[str, torch.Tensor],
+    ) -> None:
+        """Attention of all rows of a step, densely."""
         flash_attn_varlen_func(
-            query[:tokens],
-            # A tensor may have any stride in a dimension of size one; the kernel's tensor maps need one of a whole row.
-            canonicalize_singleton_dim_strides(key_cache),
-            canonicalize_singleton_dim_strides(value_cache),
+            query,
+            *cache,
             step.query_start_loc,
             None,
             step.max_query_len,
@@ -151,10 +205,9 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
             block_table=step.block_table,
             scheduler_metadata=step.scheduler_metadata,
             num_splits=self.num_splits,
-            out=output[:tokens],
+            out=output,
             **scales,
         )
-        return output
 
 
 def _write_by_kernel(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from vllm.config import get_layers_from_vllm_config
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
@@ -17,8 +18,12 @@ from vllm.v1.attention.backend import (
 )
 
 import lite_attention
+from vllm_plugin import metrics, settings, sketches
+from vllm_plugin.decoding import Decoding, DecodingSplit, after
 from vllm_plugin.graphs import query_len_of_tile
+from vllm_plugin.listing import Listing, layer_index
 from vllm_plugin.register import NAME
+from vllm_plugin.tally import GROUPS, Tally
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,6 +46,10 @@ class LiteAttentionMetadata(AttentionMetadata):
     causal: bool
     scheduler_metadata: torch.Tensor | None = None  # the kernel's schedule for this step; without, each call plans
     planned_for: tuple[object, ...] | None = None  # `StepSchedule.shape` of the schedule
+    # For layers that decode from lists:
+    filled: torch.Tensor | None = None  # int32 (num_tokens,), the page that each token completes, or -1
+    decoding: Decoding | None = None  # the rows at the head of the step that decode
+    others: LiteAttentionMetadata | None = None  # the step's other rows, as a step
 
 
 class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadata]):
@@ -48,6 +57,13 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
     supports_update_block_table: bool = True
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: AttentionSpec) -> AttentionCGSupport:
+        """With lists, graphs of decode steps alone: one for all steps would not know which of its rows decode."""
+        if settings.of(vllm_config).enabled:
+            return AttentionCGSupport.UNIFORM_BATCH
+        return cls._cudagraph_support
 
     def __init__(
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
@@ -71,6 +87,57 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             str(kv_cache_spec.dtype).removeprefix("torch."),
             kv_cache_spec.block_size,
         )
+        self.split: DecodingSplit | None = None
+        if listed := self._listed_layers():
+            self._prepare_lists(listed)
+
+    def _listed_layers(self) -> list[tuple[int, Listing]]:
+        """Index and listing of each layer of the group that decodes from lists, in the order of the model."""
+        from vllm.model_executor.layers.attention import Attention
+
+        if self.kv_cache_spec.page_size_padded is None:  # no room for sketches
+            return []
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names)
+        listings = [(layer_index(name), getattr(layer.impl, "listing", None), name) for name, layer in layers.items()]
+        found = [(index, listing) for index, listing, name in listings if listing is not None and listing.wants(name)]
+        return sorted(found, key=lambda each: each[0])
+
+    def _prepare_lists(self, listed: list[tuple[int, Listing]]) -> None:
+        first = listed[0][1]
+        self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
+        first.check(self.vllm_config, self.reorder_batch_threshold)
+        self.supports_update_block_table = False  # pages that fill are worked out from each group's own slots
+        self.split = DecodingSplit(self.reorder_batch_threshold, self.vllm_config, self.device)
+        self.only_listed = len(listed) == len(self.layer_names)
+        pages = self.vllm_config.cache_config.num_gpu_blocks or 0
+        sketch_bytes = len(listed) * pages * sketches.room(self.kv_cache_spec)
+        self.tally = Tally(
+            [min(index * len(GROUPS) // first.layers, len(GROUPS) - 1) for index, _ in listed],
+            self.vllm_config.scheduler_config.max_num_seqs,
+            first.num_heads,
+            first.num_kv_heads,
+            first.settings.min_context,
+            sketch_bytes,
+            self.device,
+        )
+        for slot, (_, listing) in enumerate(listed):
+            listing.tally, listing.slot = self.tally, slot
+        metrics.publish(self.layer_names[0], self.tally)
+        logger.info_once(
+            "%s decodes from listed pages: eps %g, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
+            "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
+            NAME,
+            first.settings.eps,
+            first.settings.min_context,
+            first.settings.newest,
+            str(list(first.settings.dense_layers)),
+            len(listed),
+            len(self.layer_names),
+            self.layer_names[0],
+            sketch_bytes / 2**20,
+            100 * sketches.room(self.kv_cache_spec) / self.kv_cache_spec.page_size_bytes,
+            first.memory.nbytes / 2**20,
+        )
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -80,6 +147,22 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             raise NotImplementedError(
                 f"{NAME} has one causal mask for all requests of a batch: causal must be True or False, not a tensor."
             )
+        if self.split is None:
+            return self._step(common)
+        if not self.tally.serving and common.is_prefilling is not None and bool(common.is_prefilling.any()):
+            self.tally.start()  # the first step with a prompt
+        decoding = self.split.leading(common)
+        step = self._step(common, plan=decoding is None or not self.only_listed)
+        step.filled = self.split.filled(common.slot_mapping)
+        step.decoding = decoding
+        if decoding is None:
+            step.others = copy.copy(step)
+        elif (others := after(common, decoding)) is not None:
+            step.others = self._step(others, plan=self.only_listed)
+        return step
+
+    def _step(self, common: CommonAttentionMetadata, plan: bool = True) -> LiteAttentionMetadata:
+        """All rows of `common` as a step of dense attention. There is room for one plan: not for two in a step."""
         max_query_len = query_len_of_tile(common, self.vllm_config) if self.on_gpu else common.max_query_len
         return LiteAttentionMetadata(
             num_actual_tokens=common.num_actual_tokens,
@@ -90,7 +173,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             block_table=common.block_table_tensor,
             slot_mapping=common.slot_mapping,
             causal=common.causal,
-            scheduler_metadata=self.schedule and self.schedule.plan(common, max_query_len),
+            scheduler_metadata=self.schedule.plan(common, max_query_len) if self.schedule and plan else None,
             planned_for=self.schedule and self.schedule.shape,
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 from vllm_plugin.register import NAME, backend_member
 
 VARIABLE = "VLLM_ATTENTION_BACKEND"
+_TURN_ON = ("LITE_ATTENTION_EPS", "LITE_ATTENTION_PAGES")  # of `settings`, which other backends need not load
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
 
@@ -54,6 +55,36 @@ def _is_ours(backend: Any) -> bool:
     return (backend.name if isinstance(backend, Enum) else str(backend).upper()) == NAME
 
 
+def _settled(vllm_config: Any) -> Any:
+    """The engine's configuration, with the settings of lists checked and kept in it.
+
+    Raises:
+        ValueError: settings that are not valid.
+    """
+    attention = vllm_config.attention_config
+    chosen = any(_is_ours(backend) for backend in (attention.backend, *attention.backend_per_kind.values()) if backend)
+    config = vllm_config.additional_config
+    asked = (isinstance(config, dict) and "lite_attention" in config) or any(map(os.environ.get, _TURN_ON))
+    if not chosen and not asked:
+        return vllm_config
+    from vllm_plugin import settings
+
+    if not settings.given(vllm_config) or not settings.keep(vllm_config).enabled:
+        return vllm_config
+    if chosen:
+        from vllm_plugin import metrics
+
+        metrics.announce()
+    else:
+        logger.warning(
+            "additional_config[%r] and %s* are ignored: the attention backend is not %s.",
+            settings.KEY,
+            settings.PREFIX,
+            NAME,
+        )
+    return vllm_config
+
+
 def _choosing(create_engine_config: Any) -> Any:
     """Wraps `EngineArgs.create_engine_config` so that the variable stands in for a backend that was not given."""
 
@@ -76,10 +107,10 @@ def _choosing(create_engine_config: Any) -> Any:
             logger.info("Attention backend %s, chosen by the environment variable %s.", NAME, VARIABLE)
             self.attention_backend = backend_member()
             try:
-                return create_engine_config(self, *args, **kwargs)
+                return _settled(create_engine_config(self, *args, **kwargs))
             finally:
                 self.attention_backend = None  # the caller's arguments stay as they were given
-        return create_engine_config(self, *args, **kwargs)
+        return _settled(create_engine_config(self, *args, **kwargs))
 
     wrapper.chooses_lite_attention = True
     return wrapper

@@ -126,6 +126,95 @@ def test_smollm2_generates_what_flash_attn_generates(engines, runner, cudagraph_
     assert agreed >= 64 * len(PROMPTS) // 4
 
 
+# Lists: by name what additional_config says, the model runner, and what is captured. With lists vLLM makes of FULL what
+# the name says of them: graphs of decode steps alone.
+EVERYTHING = {"eps": 0.02, "min_context": 1 << 20}
+BY_MASS = {"eps": 0.02, "min_context": 256}
+LISTED = {
+    "dense": (None, "V2", "FULL_DECODE_ONLY"),
+    "everything V2": (EVERYTHING, "V2", "FULL_DECODE_ONLY"),
+    "everything V1": (EVERYTHING, "V1", "FULL_DECODE_ONLY"),
+    "by mass V2": (BY_MASS, "V2", "FULL_DECODE_ONLY"),
+    "by mass V1": (BY_MASS, "V1", "FULL_DECODE_ONLY"),
+    "by mass FULL": (BY_MASS, "V2", "FULL"),
+    "by mass eager": (BY_MASS, "V2", "NONE"),
+}
+LONG = [(ROOT / name).read_text()[:22000] for name in ("README.md", "tests/vllm/test_vllm_backend.py")]
+
+
+def smollm2_by_lists(model: str, settings: dict | None, runner: str, cudagraph_mode: str):
+    """64 greedy tokens after short prompts and two of some 7000 tokens, with what was counted."""
+    engine = {
+        "model": model,
+        "attention_backend": LITE,
+        "dtype": "bfloat16",
+        "max_model_len": 8192,
+        "seed": 0,
+        "gpu_memory_utilization": 0.1,
+        "kv_cache_memory_bytes": 1 << 30,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 2048,
+        "logprobs_mode": "raw_logits",
+        "compilation_config": {
+            "mode": 0,
+            "cudagraph_mode": cudagraph_mode,
+            "cudagraph_capture_sizes": [1, 2, 4, 8, 16],
+        },
+        "additional_config": {"lite_attention": settings} if settings else {},
+    }
+    sampling = {"temperature": 0, "max_tokens": 64, "ignore_eos": True, "logprobs": 5}
+    return run(
+        "probe_pages.py",
+        {"engine": engine, "rounds": [{"prompts": PROMPTS + LONG, "sampling": sampling}]},
+        VLLM_USE_V2_MODEL_RUNNER="1" if runner == "V2" else "0",
+    )
+
+
+@pytest.fixture(scope="module")
+def listed(model):
+    with ThreadPoolExecutor(len(LISTED)) as pool:
+        yield {name: pool.submit(smollm2_by_lists, model, *how) for name, how in LISTED.items()}
+
+
+def agreement(found: dict, expected: dict, excuse: bool) -> int:
+    """How many tokens come before the first that differs, over all prompts; without `excuse`, that must be a tie."""
+    agreed = 0
+    for i, ((tokens,), (others,)) in enumerate(zip(found["tokens"], expected["tokens"], strict=True)):
+        same = next((at for at in range(64) if tokens[at] != others[at]), 64)
+        agreed += same
+        if same < 64 and not excuse:
+            pair = others[same], tokens[same]
+            best, expected_best = found["best"][i][0][same], expected["best"][i][0][same]
+            assert is_a_tie(best, *pair) or is_a_tie(expected_best, *pair), f"prompt {i} differs at {same}: {best}"
+    return agreed
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_lists_of_all_pages_are_dense_attention(listed, runner):
+    reported, dense = listed[f"everything {runner}"].result(), listed["dense"].result()
+    assert "decodes from listed pages: eps 0.02, min_context 1048576" in reported.log
+    assert agreement(reported["rounds"][0], dense["rounds"][0], excuse=False) > 0
+    stats = reported["stats"]
+    assert stats["read"] == stats["visible"] > 0 == stats["rows_listed"]
+    assert reported["pages"] < dense["pages"]
+
+
+@pytest.mark.parametrize("how", ["V2", "V1", "FULL"])
+def test_graphs_decode_from_lists_as_eager_steps_do(listed, how):
+    """Most tokens are the same: rounding may turn a list or a token. What is read is the same up to that."""
+    reported, eager, dense = (listed[name].result() for name in (f"by mass {how}", "by mass eager", "dense"))
+    total = 64 * len(PROMPTS + LONG)
+    for other in (eager, dense):
+        assert agreement(reported["rounds"][0], other["rounds"][0], excuse=True) > total // 4
+    stats, eager_stats = reported["stats"], eager["stats"]
+    assert stats["rows_listed"] == eager_stats["rows_listed"] >= 63 * len(LONG)
+    assert stats["rows_dense"] == eager_stats["rows_dense"] > 0
+    shares = [each["read"] / each["visible"] for each in (stats, eager_stats)]
+    assert 0.05 < shares[0] < 0.8
+    assert abs(shares[0] - shares[1]) < 0.02
+    assert 0 < stats["left_out"] < 0.02
+
+
 def random_llama(model: str, backend: str, kv_cache_dtype: str):
     """The first round of a model of random weights: prefill in chunks, decode by full CUDA graphs."""
     engine = {

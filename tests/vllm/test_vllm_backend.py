@@ -352,6 +352,7 @@ def step_builder(hopper, monkeypatch):
             ),
             num_speculative_tokens=speculative,
             lora_config=None,
+            additional_config={},
         )
         return LiteAttentionMetadataBuilder(spec, list(layers), config, torch.device("cpu"))
 

@@ -1,0 +1,55 @@
+"""Runs vLLM's offline engine with lists, and reports what it generated and what it counted.
+
+Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache. Output:
+the rounds that generated, the engine's counters, `lite_attention.stats()` or None, and the number of pages.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+
+from probe_engine import generate
+from processes import report
+
+
+def poison(worker) -> int:
+    """In a worker: makes every page look as if it mattered more than any other. Returns how many sketches there are."""
+    from vllm_plugin import sketches
+
+    count = 0
+    for layer in worker.vllm_config.compilation_config.static_forward_context.values():
+        if layer.impl.listing is not None and layer.impl.listing.tally is not None:
+            view = sketches.view(layer.kv_cache, layer.head_size)
+            view.random_(0, 256)
+            view[..., :16] = 0x3F  # offsets and steps of 0.75, so that means are up to 192
+            count += view.shape[0] * view.shape[1]
+    return count
+
+
+def counted() -> dict | None:
+    """`lite_attention.stats()`, once they stand still."""
+    import lite_attention
+    from vllm_plugin.metrics import PERIOD
+
+    time.sleep(PERIOD + 0.5)
+    try:
+        return dataclasses.asdict(lite_attention.stats())
+    except RuntimeError:
+        return None
+
+
+if __name__ == "__main__":
+    from vllm import LLM
+
+    request = json.load(sys.stdin)
+    llm = LLM(disable_log_stats=False, **request["engine"])
+    rounds = []
+    for each in request["rounds"]:
+        if each.get("poison"):
+            assert all(llm.collective_rpc(poison))
+        else:
+            rounds.append(generate(llm, each["prompts"], each["sampling"]))
+    counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    pages = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
+    report({"rounds": rounds, "counters": counters, "stats": counted(), "pages": pages})

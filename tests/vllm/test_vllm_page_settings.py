@@ -1,0 +1,139 @@
+"""Settings of decoding from lists: where they come from, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def plugins():
+    import vllm.engine.arg_utils  # noqa: F401  (there before plugins are, as where an engine is started)
+    from vllm.plugins import load_general_plugins
+
+    from vllm_plugin import selection
+
+    load_general_plugins()
+    selection.install()  # again, where an earlier test has loaded them without it
+
+
+def resolve(settings: object = None, **environment: str):
+    from vllm_plugin.settings import resolve
+
+    variables = {f"LITE_ATTENTION_{name.upper()}": text for name, text in environment.items()}
+    return resolve({} if settings is None else {"lite_attention": settings}, variables)
+
+
+def test_off_until_asked_for():
+    assert not resolve().enabled
+    assert not resolve({"min_context": 128}).enabled
+    assert not resolve({"eps": 0}).enabled
+    assert not resolve({"pages": True, "eps": 0.0}).enabled
+    assert not resolve({"pages": False, "eps": 0.1}).enabled
+
+
+def test_on_by_eps_or_by_name():
+    assert resolve({"eps": 0.1}).enabled
+    asked = resolve({"pages": True})
+    assert asked.enabled and asked.eps == 0.02
+
+
+def test_the_environment_sets_what_arguments_do_not():
+    settings = resolve({"eps": 0.1}, eps="0.3", min_context="256", dense_layers="0,-1", pages="true")
+    assert (settings.eps, settings.min_context, settings.dense_layers) == (0.1, 256, (0, -1))
+    assert resolve(dense_layers="3").dense_layers == (3,)
+    assert resolve(eps="0.05").enabled and not resolve(eps="0.05", pages="false").enabled
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "message"),
+    [
+        ({"eps": 1}, {}, r"additional_config\['lite_attention'\]\['eps'\]: got 1; needs a number from 0, .* below 1"),
+        ({"eps": -0.1}, {}, "got -0.1; needs a number from 0"),
+        ({"eps": "much"}, {}, "got 'much'; needs a number from 0"),
+        ({"eps": True}, {}, "got True; needs a number from 0"),
+        ({"min_context": -1}, {}, "got -1; needs an integer of 0 or more"),
+        ({"newest": 0}, {}, "got 0; needs an integer of 1 or more"),
+        ({"dense_layers": ["first"]}, {}, r"got \['first'\]; needs a list of integers"),
+        ({"pages": "on"}, {}, "got 'on'; needs true or false"),
+        ({"epsilon": 0.1}, {}, "got the key 'epsilon'; needs one of pages, eps, min_context, newest, dense_layers"),
+        (0.1, {}, "got 0.1; needs an object of pages, eps"),
+        (None, {"eps": "2"}, "LITE_ATTENTION_EPS: got 2; needs a number from 0"),
+        (None, {"eps": "some"}, "LITE_ATTENTION_EPS: got 'some'; needs a number"),
+        (None, {"dense_layers": "0,last"}, "LITE_ATTENTION_DENSE_LAYERS: got '0,last'; needs a list of integers"),
+        ({"eps": 2, "newest": 0}, {}, "'eps'.*; .*'newest'"),
+    ],
+)
+def test_what_is_refused(settings, environment, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(settings, **environment)
+
+
+def engine_config(model: str, **arguments):
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(model=model, **arguments).create_engine_config()
+
+
+def test_the_engine_refuses_at_once(model):
+    """Where the command line is parsed, before a worker is started."""
+    with pytest.raises(ValueError, match="got 7; needs a number"):
+        engine_config(model, attention_backend="LITE_ATTENTION", additional_config={"lite_attention": {"eps": 7}})
+    with pytest.raises(ValueError, match="dense_layers: got 30; needs -30 to 29"):
+        engine_config(
+            model,
+            attention_backend="LITE_ATTENTION",
+            additional_config={"lite_attention": {"eps": 0.1, "dense_layers": [30]}},
+        )
+
+
+def test_workers_get_what_the_first_process_resolved(model, monkeypatch):
+    from vllm_plugin import settings
+
+    monkeypatch.setenv("LITE_ATTENTION_EPS", "0.1")
+    monkeypatch.setenv("LITE_ATTENTION_NEWEST", "32")
+    given = {"lite_attention": {"min_context": 100}, "other": 1}
+    config = engine_config(model, attention_backend="LITE_ATTENTION", additional_config=given)
+    monkeypatch.delenv("LITE_ATTENTION_EPS")  # as a worker on another machine
+    monkeypatch.setenv("LITE_ATTENTION_NEWEST", "16")
+    found = settings.of(config)
+    assert (found.enabled, found.eps, found.min_context, found.newest) == (True, 0.1, 100, 32)
+    assert config.additional_config["other"] == 1
+    assert given == {"lite_attention": {"min_context": 100}, "other": 1}
+
+
+def test_settings_for_another_backend_are_not_ignored_in_silence(model, monkeypatch):
+    from vllm_plugin import selection
+
+    said = []
+    monkeypatch.setattr(selection.logger, "warning", lambda message, *values: said.append(message % values))
+    engine_config(model, additional_config={"lite_attention": {"eps": 0.1}})
+    assert any("are ignored: the attention backend is not LITE_ATTENTION" in line for line in said)
+
+
+def test_pages_of_another_size_are_refused():
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+    from vllm_plugin import sketches
+
+    shape = {"num_kv_heads": 2, "head_size": 64, "dtype": torch.bfloat16}
+    with pytest.raises(ValueError, match=r"block_size: got 128; .* needs 16: --block-size 16"):
+        sketches.with_room(FullAttentionSpec(block_size=128, **shape), "model.layers.0.attn")
+    with pytest.raises(NotImplementedError, match=r"model\.layers\.0\.attn can't decode from listed pages"):
+        sketches.with_room(SlidingWindowSpec(block_size=16, sliding_window=64, **shape), "model.layers.0.attn")
+    spec = sketches.with_room(FullAttentionSpec(block_size=16, **shape), "model.layers.0.attn")
+    assert spec.page_size_bytes == 16 * 2 * 2 * 64 * 2 + 2 * 112
+
+
+@pytest.mark.parametrize("arguments", [{"logits_soft_cap": 30.0}, {"alibi_slopes": [0.5, 0.25]}])
+def test_scores_without_an_estimate_are_refused(arguments, monkeypatch):
+    from vllm_plugin import impl
+
+    config = SimpleNamespace(additional_config={"lite_attention": {"eps": 0.1}})
+    monkeypatch.setattr(impl, "get_current_vllm_config_or_none", lambda: config)
+    with pytest.raises(NotImplementedError, match=r"softcap or ALiBi slopes.* needs 'pages' false"):
+        impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments)
+    config.additional_config = {"lite_attention": {"eps": 0}}
+    assert impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments).listing is None

@@ -1,0 +1,164 @@
+"""vLLM's offline engine on the CPU, decoding from listed pages: the same tokens whatever else the engine does.
+
+In float32, so that rounding doesn't choose tokens. Texts are short, so lists are made short too: from 32 tokens on,
+with only the newest 16 always read, and a mass of 0.1 left out.
+"""
+
+from __future__ import annotations
+
+import pytest
+import random_model
+from engine import GREEDY, SAMPLED, generate_by_lists, greedy
+from page_counts import NEARLY_ALL, expected
+from texts import PROMPTS
+
+LISTS = {"eps": 0.1, "min_context": 32, "newest": 16}
+LAYERS, HEADS_K, HEADS, HEAD_SIZE = 30, 3, 9, 64  # of SmolLM2-135M
+PAGE_BYTES = 16 * HEADS_K * 2 * HEAD_SIZE * 4
+SKETCH_BYTES = HEADS_K * 112
+STRANGERS = [f"{i}. {text[: 97 + 13 * i]}" for i, text in enumerate(reversed(PROMPTS))]
+
+
+def tokens(reported: dict) -> list:
+    return [each["tokens"] for each in reported["rounds"]]
+
+
+def agreeing(found: list, other: list) -> int:
+    """How many tokens of two runs are the same at the same place."""
+    return sum(a == b for (x,), (y,) in zip(found, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """What each prompt gets in an engine that serves no other at the time, greedily and sampled; and the counts."""
+    rounds = [greedy([prompt]) for prompt in PROMPTS] + [{"prompts": PROMPTS[5:6], "sampling": SAMPLED}]
+    reported = generate_by_lists(model, rounds, LISTS, enable_prefix_caching=False)
+    reported["greedy"] = [each[0] for each in tokens(reported)[:-1]]
+    reported["sampled"] = tokens(reported)[-1]
+    return reported
+
+
+def test_lists_leave_pages_out(alone, reference):
+    """Else nothing here would test them. What is generated is another text than the dense one, for some prompts."""
+    stats = alone["stats"]
+    assert 0.2 < stats["read"] / stats["visible"] < 0.8
+    assert 0.01 < stats["left_out"] < 0.1
+    assert stats["rows_listed"] > 400
+    assert alone["greedy"] != reference[0]
+    assert (
+        "decodes from listed pages: eps 0.1, min_context 32, newest 16, dense_layers []; 30 of 30 layers" in alone.log
+    )
+
+
+def test_eps_0_is_dense_and_takes_no_memory(model, reference):
+    """Token for token what vLLM's own attention generates."""
+    reported = generate_by_lists(model, [greedy(PROMPTS)], {"eps": 0, "min_context": 32})
+    assert tokens(reported) == [reference[0]]
+    assert reported["pages"] == (1 << 30) // (LAYERS * PAGE_BYTES)
+    assert reported["stats"] is None
+    assert "listed pages" not in reported.log
+
+
+def test_short_contexts_are_dense(model, reference):
+    """All rows below `min_context`: attention over lists of all pages."""
+    reported = generate_by_lists(model, [greedy(PROMPTS)], LISTS | {"min_context": 512})
+    assert tokens(reported) == [reference[0]]
+    stats = reported["stats"]
+    assert stats["rows_listed"] == stats["left_out"] == 0
+    assert stats["read"] == stats["visible"] > 0
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_among_strangers(model, alone, prefix_caching):
+    """In one batch with others, in chunks, while others come and go; and again, which may come from the prefix cache.
+
+    Between the rounds all sketches are poisoned, where no page is to be read again: what is reused is written anew.
+    """
+    together = greedy(STRANGERS + PROMPTS)
+    again = [greedy(PROMPTS)] if prefix_caching else [{"poison": True}, greedy(PROMPTS)]
+    reported = generate_by_lists(
+        model,
+        [together, *again, {"prompts": PROMPTS[5:6], "sampling": SAMPLED}],
+        LISTS,
+        {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
+        enable_prefix_caching=prefix_caching,
+        max_num_batched_tokens=512,
+        max_num_seqs=12,
+        num_gpu_blocks_override=400,
+    )
+    found, repeated, sampled = tokens(reported)
+    assert found[len(STRANGERS) :] == repeated == alone["greedy"]
+    assert sampled == alone["sampled"]
+    if prefix_caching:
+        assert all(cached >= 64 for cached in reported["rounds"][1]["cached"][4:])
+
+
+def test_preemption(model, alone):
+    """A KV cache for a third of the requests. What was decoded is computed again as a prompt would be, densely."""
+    reported = generate_by_lists(
+        model, [greedy(PROMPTS)], LISTS, num_gpu_blocks_override=48, max_num_batched_tokens=512, max_num_seqs=16
+    )
+    assert reported["counters"]["vllm:num_preemptions"] > 0
+    (found,) = tokens(reported)
+    same = agreeing(found, alone["greedy"])
+    assert same >= 0.9 * 64 * len(PROMPTS)
+
+
+@pytest.mark.parametrize("dense_layers", [[], [0, 1, -1]])
+def test_sketches_are_in_the_memory_plan(model, dense_layers):
+    """As many pages fewer as their bytes say; layers that stay dense have none."""
+    short = {"prompts": PROMPTS[:1], "sampling": GREEDY | {"max_tokens": 4}}
+    reported = generate_by_lists(model, [short], LISTS | {"dense_layers": dense_layers})
+    listed = LAYERS - len(dense_layers)
+    pages = (1 << 30) // (LAYERS * PAGE_BYTES + listed * SKETCH_BYTES)
+    assert reported["pages"] == pages < (1 << 30) // (LAYERS * PAGE_BYTES)
+    assert reported["stats"]["sketch_bytes"] == pages * listed * SKETCH_BYTES
+    assert f"{listed} of {listed} layers" in reported.log
+
+
+def test_what_is_counted(model):
+    """Lists whose length is known: nearly all mass may be left out."""
+    prompts = [[(7919 * i + 31 * t) % 40000 + 100 for t in range(n)] for i, n in enumerate((40, 111, 200))]
+    new = 20
+    sampling = GREEDY | {"max_tokens": new, "detokenize": False}
+    settings = {"eps": NEARLY_ALL, "min_context": 100, "newest": 24}
+    stats = generate_by_lists(model, [{"prompts": prompts, "sampling": sampling}], settings)["stats"]
+    due = [expected(len(prompt), new, min_context=100, newest=24) for prompt in prompts]
+    for name in ("rows_listed", "rows_dense"):
+        assert stats[name] == sum(each[name] for each in due)
+    for name in ("read", "visible"):
+        assert stats[name] == sum(each[name] for each in due) * LAYERS * HEADS_K
+    assert set(stats["read_by_layers"].values()) == {stats["read"] / stats["visible"]}
+
+
+def test_speculative_decoding(model, alone, reference):
+    """Several tokens a step: those of dense attention, where all pages are listed."""
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    whole = generate_by_lists(model, [greedy(PROMPTS)], LISTS | {"min_context": 512}, speculative_config=speculative)
+    assert tokens(whole) == [reference[0]]
+    assert whole["counters"]["vllm:spec_decode_num_accepted_tokens"] > 50
+    listed = generate_by_lists(model, [greedy(PROMPTS)], LISTS, speculative_config=speculative)
+    (found,) = tokens(listed)
+    assert listed["stats"]["read"] < 0.9 * listed["stats"]["visible"]
+    same = agreeing(found, alone["greedy"])
+    assert same >= 0.5 * 64 * len(PROMPTS)
+
+
+def test_fp8_kv_cache(tmp_path):
+    """Sketches of keys as they are stored, with their scale in the selection."""
+    engine = {
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 256,
+        "logprobs_mode": "raw_logits",
+        "kv_cache_dtype": "fp8",
+    }
+    model = random_model.write(tmp_path)
+    sampling = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "detokenize": False, "logprobs": 20}
+    rounds = [{"prompts": random_model.prompts(700, 33, 300, 5), "sampling": sampling}]
+    dense, listed = (generate_by_lists(model, rounds, settings, **engine) for settings in (None, {"eps": 0.01}))
+    few = generate_by_lists(model, rounds, {"eps": 0.3, "min_context": 100, "newest": 16}, **engine)
+    assert [tokens for (tokens,) in listed["rounds"][0]["tokens"]] == [t for (t,) in dense["rounds"][0]["tokens"]]
+    assert 0.1 < few["stats"]["read"] / few["stats"]["visible"] < 0.95
+    assert few["stats"]["left_out"] > 0.02

@@ -1,0 +1,161 @@
+"""Decoding from listed pages in one layer, and the memory that layers share for it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.platforms import current_platform
+
+from lite_attention.pages import PAGE, PageLists, attend_pages, select_pages, write_sketch
+from lite_attention.pages.hopper import MAX_QUERIES
+from lite_attention.skip.bits import words
+from vllm_plugin import sketches
+from vllm_plugin.settings import KEY
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from vllm_plugin.decoding import Decoding
+    from vllm_plugin.settings import PageSettings
+    from vllm_plugin.tally import Tally
+
+
+class ListMemory:
+    """Room for the lists of one layer: layers of the same shape use it one after the other.
+
+    It is made with the first of them, while the model loads, so that vLLM counts it before it plans the KV cache; and
+    it stays at its address, because CUDA graphs write there.
+    """
+
+    def __init__(self, rows: int, heads_k: int, blocks: int, device: str) -> None:
+        """For `rows` requests of at most `blocks` pages."""
+        self.heads_k, self.blocks = heads_k, blocks
+        self._bits = torch.zeros(rows * heads_k * words(blocks), dtype=torch.int32, device=device)
+        self._indices = torch.zeros(rows * heads_k * blocks, dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bits.nbytes + self._indices.nbytes
+
+    def lists(self, rows: int, blocks: int, counts: torch.Tensor, left_out: torch.Tensor) -> PageLists:
+        """Lists for a batch with a block table (rows, blocks), with `counts` and `left_out` in memory of the caller."""
+        bits, indices = (rows, self.heads_k, words(blocks)), (rows, self.heads_k, blocks)
+        return PageLists(
+            bits=self._bits[: math.prod(bits)].view(bits),
+            indices=self._indices[: math.prod(indices)].view(indices),
+            counts=counts,
+            left_out=left_out,
+        )
+
+
+shared = functools.lru_cache(maxsize=None)(ListMemory)
+
+
+def layer_index(layer_name: str) -> int:
+    """The first number in a layer's name, "model.layers.3.self_attn.attn"."""
+    return int(re.search(r"\d+", layer_name).group())
+
+
+class Listing:
+    """A layer that decodes from lists.
+
+    Attributes:
+        settings: the engine's.
+        memory: where lists are written.
+        tally: counts what the layers of a KV-cache group read; the layer's place in it is `slot`. The metadata builder
+            gives both.
+    """
+
+    def __init__(
+        self, settings: PageSettings, vllm_config: VllmConfig, num_heads: int, num_kv_heads: int, head_size: int
+    ) -> None:
+        self.settings = settings
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.layers = vllm_config.model_config.get_total_num_hidden_layers()
+        blocks = -(-vllm_config.model_config.max_model_len // PAGE)
+        device = vllm_config.device_config.device_type
+        self.memory = shared(vllm_config.scheduler_config.max_num_seqs, num_kv_heads, blocks, device)
+        self.tally: Tally | None = None
+        self.slot = 0
+
+    def check(self, vllm_config: VllmConfig, decode_len: int) -> None:
+        """Raises NotImplementedError where an engine does what lists can't. `decode_len`: tokens a request a step."""
+        works = f"needs none, or additional_config[{KEY!r}] with 'pages' false"
+        if vllm_config.kv_transfer_config is not None:
+            raise NotImplementedError(
+                f"kv_transfer_config: got {vllm_config.kv_transfer_config.kv_connector}; {works}: connectors copy keys "
+                "and values, and leave their sketches behind"
+            )
+        if vllm_config.parallel_config.use_ubatching:
+            raise NotImplementedError(f"enable_dbo: got micro batches, which would write the same lists; {works}")
+        group = self.num_heads // self.num_kv_heads
+        if not current_platform.is_cpu() and decode_len * group > MAX_QUERIES:
+            raise NotImplementedError(
+                f"num_speculative_tokens: got {decode_len} tokens a step and {group} query heads to a KV head; needs a "
+                f"product of at most {MAX_QUERIES}, or additional_config[{KEY!r}] with 'pages' false"
+            )
+
+    def wants(self, layer_name: str) -> bool:
+        """Whether the layer of that name is one of the model, not of a draft, and not left dense by the operator."""
+        index = layer_index(layer_name)
+        if index >= self.layers or layer_name.startswith(
+            "draft_model."
+        ):  # vLLM numbers a draft's layers on, or names it
+            return False
+        return not {index, index - self.layers} & set(self.settings.dense_layers)
+
+    def write_sketches(self, key_cache: torch.Tensor, kv_cache: torch.Tensor, filled: torch.Tensor) -> None:
+        """Writes the sketches of the pages that this step filled, int32 with negative numbers for none."""
+        write_sketch(key_cache, sketches.view(kv_cache, self.head_size), filled)
+
+    def decode(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        kv_cache: torch.Tensor,
+        rows: Decoding,
+        output: torch.Tensor,
+        *,
+        scale: float,
+        sinks: torch.Tensor | None,
+        num_splits: int,
+        k_descale: torch.Tensor | None = None,
+        v_descale: torch.Tensor | None = None,
+    ) -> None:
+        """Attention of the step's decoding rows, query (tokens, num_heads, head_size), into output of its shape."""
+        batch = rows.seq_lens.shape[0]
+        table = rows.block_table[:, : self.memory.blocks]
+        lists = self.memory.lists(batch, table.shape[1], *self.tally.of_layer(self.slot, batch))
+        batch_arguments = rows.query_start_loc, rows.seq_lens, table, rows.max_query_len
+        select_pages(
+            query,
+            sketches.view(kv_cache, self.head_size),
+            *batch_arguments,
+            eps=self.settings.eps,
+            min_context=self.settings.min_context,
+            newest=self.settings.newest,
+            softmax_scale=scale,
+            k_descale=k_descale,
+            lists=lists,
+            whole=rows.whole,
+        )
+        attend_pages(
+            query,
+            key_cache,
+            value_cache,
+            lists,
+            *batch_arguments,
+            softmax_scale=scale,
+            sinks=sinks,
+            num_splits=num_splits,
+            k_descale=k_descale,
+            v_descale=v_descale,
+            out=output,
+        )
+        if self.slot == self.tally.layers - 1:
+            self.tally.add(rows)

@@ -1,0 +1,131 @@
+"""What an operator sets of decoding from listed pages, and how it is read.
+
+`--additional-config '{"lite_attention": {"eps": 0.02}}'`, `LLM(additional_config={"lite_attention": ...})`, or
+variables of the environment, one for each field: LITE_ATTENTION_EPS and so on. Field by field an argument wins over a
+variable. The process that is started reads both and leaves the result in `vllm_config.additional_config`, which vLLM
+hands to its workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+KEY = "lite_attention"
+PREFIX = "LITE_ATTENTION_"
+
+
+class PageSettings(BaseModel):
+    """Decoding reads the pages of the KV cache that the present queries need. Off unless asked for.
+
+    Attributes:
+        pages: whether it does. Without it, giving an `eps` turns it on.
+        eps: the share of softmax mass that a KV head's list of pages may leave out, by estimate, for each of its query
+            heads: 0 to below 1. 0 is off: dense attention, bit for bit, and no memory for sketches.
+        min_context: requests with fewer tokens than this are attended to densely.
+        newest: that many of the newest tokens are always read.
+        dense_layers: layers by index that stay dense and keep no sketches; from the end where negative.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pages: StrictBool | None = None
+    eps: Annotated[StrictFloat | StrictInt, Field(ge=0, lt=1)] = 0.02
+    min_context: Annotated[StrictInt, Field(ge=0)] = 4096
+    newest: Annotated[StrictInt, Field(ge=1)] = 64
+    dense_layers: tuple[StrictInt, ...] = ()
+
+    @property
+    def enabled(self) -> bool:
+        asked = "eps" in self.model_fields_set if self.pages is None else self.pages
+        return asked and self.eps > 0
+
+
+def resolve(additional_config: object, environment: Mapping[str, str] = os.environ) -> PageSettings:
+    """The settings that `additional_config` and the environment ask for.
+
+    Raises:
+        ValueError: a key that is not one of `PageSettings`, or a value out of its range; the message names the
+            argument or the variable, what it was given, and what works.
+    """
+    arguments = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"additional_config[{KEY!r}]: got {arguments!r}; needs an object of {_fields()}")
+    texts = {name: environment.get(_variable(name)) for name in PageSettings.model_fields}
+    values = {name: _parsed(name, text) for name, text in texts.items() if text} | dict(arguments)
+    try:
+        return PageSettings.model_validate(values)
+    except ValidationError as error:
+        names = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
+        raise ValueError("; ".join(_told(name, values[name], name in arguments) for name in names)) from None
+
+
+def of(vllm_config: VllmConfig) -> PageSettings:
+    """The settings of an engine, in any of its processes."""
+    return resolve(vllm_config.additional_config)
+
+
+def keep(vllm_config: VllmConfig) -> PageSettings:
+    """Resolves the settings, once and for all processes of an engine, into its configuration.
+
+    Raises:
+        ValueError: as `resolve`, and for layers that the model hasn't.
+    """
+    settings = of(vllm_config)
+    if settings.enabled:
+        layers = vllm_config.model_config.get_total_num_hidden_layers()
+        for index in settings.dense_layers:
+            if not -layers <= index < layers:
+                raise ValueError(f"dense_layers: got {index}; needs {-layers} to {layers - 1}, the model's layers")
+    if isinstance(vllm_config.additional_config, dict):
+        kept = settings.model_dump(mode="json") | {"pages": settings.enabled}
+        vllm_config.additional_config = {**vllm_config.additional_config, KEY: kept}
+    return settings
+
+
+def given(vllm_config: VllmConfig) -> bool:
+    """Whether an argument or a variable sets anything."""
+    config = vllm_config.additional_config
+    variables = map(_variable, PageSettings.model_fields)
+    return (isinstance(config, dict) and KEY in config) or any(map(os.environ.get, variables))
+
+
+def _parsed(name: str, text: str) -> Any:
+    """A variable's text as JSON, lists without brackets too; else as it is, for pydantic to refuse."""
+    listing = name == "dense_layers" and not text.lstrip().startswith("[")
+    try:
+        return json.loads(f"[{text}]" if listing else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _fields() -> str:
+    return ", ".join(PageSettings.model_fields)
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _told(name: str, value: Any, argument: bool) -> str:
+    """What was given where, and what works, for a field that pydantic refused."""
+    if name not in _WORKS:
+        return f"additional_config[{KEY!r}]: got the key {name!r}; needs one of {_fields()}"
+    where = f"additional_config[{KEY!r}][{name!r}]" if argument else _variable(name)
+    return f"{where}: got {value!r}; needs {_WORKS[name]}"
+
+
+_WORKS = {
+    "pages": "true or false",
+    "eps": "a number from 0, which is dense attention, to below 1",
+    "min_context": "an integer of 0 or more, in tokens",
+    "newest": "an integer of 1 or more, in tokens",
+    "dense_layers": "a list of integers, the indices of layers",
+}

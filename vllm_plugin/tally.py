@@ -1,0 +1,87 @@
+"""What the layers of a KV-cache group have read and left out, counted on the device.
+
+Each layer's lists come with their counts; the last layer adds those of all to the totals, in the CUDA graph where there
+is one, and sends the totals to memory of the host. Nothing waits: the host's copy is a step or less behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lite_attention.pages import PAGE
+
+if TYPE_CHECKING:
+    from vllm_plugin.decoding import Decoding
+
+GROUPS = ("first", "middle", "last")  # thirds of the model's layers
+
+
+class Tally:
+    """Totals of `layers` layers, by thirds of the model, for this process's heads.
+
+    Attributes:
+        layers: how many layers it counts.
+        serving: whether it has started.
+        sketch_bytes: of the sketches of all of their pages.
+    """
+
+    def __init__(
+        self,
+        thirds: list[int],
+        rows: int,
+        heads: int,
+        heads_k: int,
+        min_context: int,
+        sketch_bytes: int,
+        device: torch.device,
+    ) -> None:
+        """`thirds`: for each layer which of `GROUPS` it is in; `rows`: the most rows of a step."""
+        self.layers, self.heads_k, self.min_context, self.sketch_bytes = len(thirds), heads_k, min_context, sketch_bytes
+        self.serving = False
+        self._layers_of = torch.tensor([thirds.count(group) for group in range(len(GROUPS))])
+        self._third = torch.tensor(thirds, device=device)
+        self._counts = torch.zeros(self.layers, rows, heads_k, dtype=torch.int32, device=device)
+        self._left_out = torch.zeros(self.layers, rows, heads, dtype=torch.float32, device=device)
+        self._heads = heads
+        # By group pages read and mass left out; then pages that a head of a layer could see, rows, and those listed.
+        self._totals = torch.zeros(2 * len(GROUPS) + 3, dtype=torch.float64, device=device)
+        self._copy = torch.zeros_like(self._totals, device="cpu", pin_memory=device.type == "cuda")
+
+    def of_layer(self, slot: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the layer's counts (rows, heads_k) and left-out mass (rows, heads) go."""
+        return self._counts[slot, :rows], self._left_out[slot, :rows]
+
+    def add(self, rows: Decoding) -> None:
+        """Adds a step of all layers. Rows of padding have no keys, and count for nothing."""
+        batch = rows.seq_lens.shape[0]
+        groups = len(GROUPS)
+        by_layer = torch.stack(
+            [self._counts[:, :batch].sum((1, 2), dtype=torch.float64), self._left_out[:, :batch].sum((1, 2)).double()]
+        )
+        self._totals[: 2 * groups].view(2, groups).index_add_(1, self._third, by_layer)
+        pages = (rows.seq_lens + PAGE - 1) // PAGE
+        listed = (rows.seq_lens >= self.min_context) & (rows.seq_lens > 0) & ~rows.whole
+        self._totals[2 * groups :] += torch.stack([pages.sum(), (rows.seq_lens > 0).sum(), listed.sum()])
+        self._copy.copy_(self._totals, non_blocking=True)
+
+    def start(self) -> None:
+        """Counts from here on: what vLLM ran before was to warm up."""
+        self.serving = True
+        self._totals.zero_()
+
+    def snapshot(self) -> dict[str, list[float] | float]:
+        """The totals as the host has them: lists have an entry for each of `GROUPS`."""
+        groups = len(GROUPS)
+        values = self._copy.clone() if self.serving else torch.zeros_like(self._copy)
+        pages, rows, listed = values[2 * groups :].tolist()
+        return {
+            "pages_read": values[:groups].tolist(),
+            "pages_visible": (self._layers_of * self.heads_k * pages).tolist(),
+            "left_out_mass": values[groups : 2 * groups].tolist(),
+            "decisions": (self._layers_of * self._heads * rows).tolist(),
+            "rows_listed": listed,
+            "rows_dense": rows - listed,
+            "sketch_bytes": float(self.sketch_bytes),
+        }
