@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 
 from lite_attention.bench import command as bench
+from lite_attention.quality import command as quality
 
 
 def _gpus() -> list[str]:
@@ -96,5 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     bench.add_arguments(timed)
     timed.set_defaults(run=bench.run)
+    judged = commands.add_parser(
+        "quality",
+        help="what decoding from listed pages costs a model: loss, bytes read, retrieval, agreement of outputs",
+        description=quality.run.__doc__,
+    )
+    quality.add_arguments(judged)
+    judged.set_defaults(run=quality.run)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)

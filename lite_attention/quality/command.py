@@ -1,0 +1,183 @@
+"""The command line of the quality measurements."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lite_attention.bench.environment import environment
+from lite_attention.quality.plan import PARTS, Plan
+from lite_attention.quality.setting import Setting
+
+EXTRA = {"transformers": "the model", "rich": "progress and tables", "matplotlib": "the picture"}
+JSON, TABLE, PICTURE = "results.json", "README.md", "loss.png"
+INTERRUPTED = 130  # the exit status that shells give it
+RETRIEVAL_LENGTHS = (4096, 8192, 16384, 32768)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="directory of a Hugging Face causal LM")
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="UTF-8 files such as it will serve")
+    parser.add_argument(
+        "--eps", type=_list(_eps), default=(0.02, 0.1), metavar="A,B", help="mass to leave out; default: 0.02,0.1"
+    )
+    parser.add_argument(
+        "--only", type=_list(_part), default=PARTS, metavar="A,B", help=f"some of {','.join(PARTS)}; default: all"
+    )
+    parser.add_argument(
+        "--context", type=_count, default=8192, metavar="N", help="tokens of text; default: %(default)s"
+    )
+    parser.add_argument(
+        "--positions", type=_count, metavar="N", help="loss: the last of them, decoded; default: a quarter"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=_list(_count),
+        metavar="A,B",
+        help="retrieval: tokens; default: those of 4096, 8192, 16384, 32768 that the model and the texts have",
+    )
+    parser.add_argument(
+        "--cases", type=_count, default=40, metavar="N", help="retrieval: of each kind and length; default: %(default)s"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="generation, of a quarter of --context to all of it; default: %(default)s",
+    )
+    parser.add_argument("--tokens", type=_count, default=128, metavar="N", help="generation; default: %(default)s")
+    parser.add_argument(
+        "--newest", type=_count, default=64, metavar="N", help="tokens that are always read; default: %(default)s"
+    )
+    parser.add_argument(
+        "--dense-layers", type=_list(int), default=(), metavar="A,B", help="layers without lists, from the end if < 0"
+    )
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--out", type=Path, default=Path("quality-results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--commit", help="what is being measured; default: git's HEAD")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures what decoding from listed pages costs a model: loss and bytes read, retrieval, agreement of outputs.
+
+    The steps go through the functions that serve it: the kernels on a Hopper GPU, else the CPU path, which is for small
+    models and short texts. Lists apply at any length here, as if min_context were 0.
+    """
+    _check_extra()
+    # With transformers, rich and matplotlib there, as checked.
+    from lite_attention.quality.load import described, load
+    from lite_attention.quality.measure import measure
+    from lite_attention.quality.picture import draw
+    from lite_attention.quality.results import Run
+    from lite_attention.quality.screen import Screen
+    from lite_attention.quality.table import markdown
+    from lite_attention.quality.texts import read_texts
+
+    for path in (arguments.model / "config.json", *arguments.texts):
+        if not path.is_file():
+            raise SystemExit(f"{path}: there is no such file; needs a Hugging Face directory, and text files")
+    device, screen = torch.device(arguments.device), Screen()
+    model, tokenizer = load(arguments.model, device, arguments.dtype)
+    texts = read_texts(arguments.texts, tokenizer)
+    plan = _plan(arguments, min(model.config.max_position_embeddings, *(len(text.tokens) for text in texts)))
+    versions = {"transformers": importlib.metadata.version("transformers")}
+    found = Run(environment(device, arguments.commit) | versions, described(model, arguments.model))
+    for name, value in (found.model | found.environment).items():
+        screen.say(f"{name}: {value}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    stopped = False
+    try:
+        with screen.progress() as tell:
+            for _ in measure(plan, model, tokenizer, texts, found, tell):
+                found.write(arguments.out / JSON)  # each time: a run that is cut short has what it measured
+    except KeyboardInterrupt:
+        stopped = True
+        screen.say("Interrupted. What was measured before:")
+    (arguments.out / PICTURE).unlink(missing_ok=True)  # of a run before
+    drawn = draw(found, arguments.out / PICTURE)
+    (arguments.out / TABLE).write_text(markdown(found, PICTURE if drawn else None))
+    screen.tables(found)
+    screen.say(f"Written to {arguments.out}: {', '.join((JSON, TABLE, PICTURE) if drawn else (JSON, TABLE))}")
+    return INTERRUPTED if stopped else 0
+
+
+def _plan(arguments: argparse.Namespace, most: int) -> Plan:
+    """What was asked for, where the model and the shortest text have `most` tokens."""
+    parts = tuple(part for part in PARTS if part in arguments.only)
+    lengths = arguments.lengths or tuple(length for length in RETRIEVAL_LENGTHS if length <= most)
+    for option, value in (("--context", arguments.context), *(("--lengths", length) for length in lengths)):
+        if value > most:
+            raise SystemExit(
+                f"{option}: got {value}; needs at most {most}, what the model takes and what the shortest text has "
+                "after its first tenth"
+            )
+    positions, half = arguments.positions or arguments.context // 4, arguments.context // 2
+    if positions > arguments.context - 2:
+        raise SystemExit(f"--positions: got {positions}; needs at most {arguments.context - 2}, --context less two")
+    if "generation" in parts and arguments.tokens >= half:
+        raise SystemExit(f"--tokens: got {arguments.tokens}; needs less than {half}, half of --context")
+    settings = tuple(Setting(eps, arguments.newest, arguments.dense_layers) for eps in arguments.eps)
+    return Plan(
+        parts,
+        settings,
+        arguments.context,
+        positions,
+        lengths,
+        arguments.cases,
+        arguments.prompts,
+        arguments.tokens,
+    )
+
+
+def _check_extra() -> None:
+    for module, purpose in EXTRA.items():
+        if importlib.util.find_spec(module) is None:
+            raise SystemExit(
+                f"{module}, for {purpose}, is not installed: pip install 'lite-attention[quality]' "
+                f"(or pip install {' '.join(EXTRA)})"
+            )
+
+
+def _list(one: Callable[[str], object]) -> Callable[[str], tuple]:
+    """A parser of values with commas between them."""
+
+    def parse(text: str) -> tuple:
+        return tuple(one(word.strip()) for word in text.split(","))
+
+    parse.__name__ = f"list of {one.__name__.strip('_')}"
+    return parse
+
+
+def _eps(text: str) -> float:
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = -1.0
+    if not 0 <= eps < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; needs numbers from 0, which lists everything, to below 1")
+    return eps
+
+
+def _part(text: str) -> str:
+    if text not in PARTS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; needs some of {', '.join(PARTS)}")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}; needs a whole number of 1 or more")
+    return int(text)
