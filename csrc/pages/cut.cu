@@ -13,6 +13,7 @@
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 #include "pages/scope.cuh"
+#include "pages/warp.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -24,15 +25,6 @@ constexpr int kFew = 32;            // pages that a warp compares
 constexpr float kNotFinite = -1.f;  // in place of a share
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kMaxSmem = 227 * 1024, kBlocks = 2;  // of a multiprocessor
-
-__device__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-__device__ float warp_max(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
 
 __device__ uint32_t inclusive_sum(uint32_t x) {
   for (int step = 1; step < 32; step *= 2) {

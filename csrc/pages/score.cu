@@ -18,6 +18,7 @@
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 #include "pages/scope.cuh"
+#include "pages/warp.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -73,15 +74,6 @@ struct Queries {
 __device__ float load(const SelectParams& params, int64_t at) {
   return params.bfloat16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(params.q)[at])
                          : __half2float(static_cast<const __half*>(params.q)[at]);
-}
-
-__device__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-__device__ float warp_max(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
 }
 
 // 2^n for which the largest of x is below 2^kExponent; 1 where there is none.

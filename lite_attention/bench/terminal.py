@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -13,19 +12,14 @@ from rich.table import Table
 from lite_attention.bench.results import WRONG, RowResult, Run
 from lite_attention.bench.table import average_line, caption, cells, header, verdict
 from lite_attention.bench.targets import OURS, ratio
+from lite_attention.screen import BaseScreen
 
-LOG_WIDTH = 180  # columns where there is no terminal to ask
 
-
-class Screen:
-    """Where the run is shown; `say` prints a line."""
+class Screen(BaseScreen):
+    """Where the run is shown."""
 
     def __init__(self) -> None:
-        console = Console()
-        self.console = console if console.is_terminal else Console(width=LOG_WIDTH)
-
-    def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False)
+        super().__init__(log_width=180)
 
     @contextmanager
     def progress(self, rows: int) -> Iterator[tuple[Callable[[str], None], Callable[[RowResult], None]]]:

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lite_attention.quality.results import Run
 from lite_attention.quality.table import tables
+from lite_attention.screen import BaseScreen
 
-LOG_WIDTH = 160  # columns where there is no terminal to ask
 
-
-class Screen:
-    """Where the run is shown; `say` prints a line."""
+class Screen(BaseScreen):
+    """Where the run is shown."""
 
     def __init__(self) -> None:
-        console = Console()
-        self.console = console if console.is_terminal else Console(width=LOG_WIDTH)
-
-    def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False)
+        super().__init__(log_width=160)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], None]]:
