@@ -15,6 +15,7 @@
 
 #include <algorithm>
 
+#include "dependent_launch.cuh"
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 #include "pages/scope.cuh"
@@ -219,6 +220,8 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
   int* tiles_before = reinterpret_cast<int*>(reinterpret_cast<Queries<kRounds, kTiles>*>(raw_smem) + kWarps);
   const int lane = threadIdx.x % 32, heads = params.sketches.heads_k;
 
+  wait_for_kernels_before();
+  let_next_kernel_wait();
   if (threadIdx.x < 32) {
     int sum = 0;
     for (int first = 0; first < params.batch; first += 32) {
@@ -346,8 +349,7 @@ cudaError_t launch(const SelectParams& params, int multiprocessors, cudaStream_t
   if (error != cudaSuccess) return error;
   // Every head has a warp, though there were more heads than warps at one time.
   const int least = (params.sketches.heads_k + kWarps - 1) / kWarps;
-  kernel<<<std::max(blocks * multiprocessors, least), 32 * kWarps, smem, stream>>>(params);
-  return cudaGetLastError();
+  return launch_dependent(kernel, std::max(blocks * multiprocessors, least), 32 * kWarps, smem, stream, 1, params);
 }
 
 template <int kRounds>

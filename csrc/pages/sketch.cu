@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "dependent_launch.cuh"
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 
@@ -145,6 +146,8 @@ __device__ void write(const SketchParams& params, int page, int head) {
 
 template <class Key, int kRounds>
 __global__ __launch_bounds__(32 * kWarps, 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
+  wait_for_kernels_before();
+  let_next_kernel_wait();
   const int lane = threadIdx.x % 32, first = (blockIdx.x * kWarps + threadIdx.x / 32) * kEntries;
   const int entry = first + lane;
   const int page = lane < kEntries && entry < params.count ? params.pages[entry] : -1;
@@ -159,11 +162,9 @@ template <class Key>
 cudaError_t launch(const SketchParams& params, cudaStream_t stream) {
   const dim3 blocks((params.count + kWarps * kEntries - 1) / (kWarps * kEntries), params.sketches.heads_k);
   if (params.sketches.head_dim <= kLaneChannels) {
-    sketch_kernel<Key, 1><<<blocks, 32 * kWarps, 0, stream>>>(params);
-  } else {
-    sketch_kernel<Key, 2><<<blocks, 32 * kWarps, 0, stream>>>(params);
+    return launch_dependent(sketch_kernel<Key, 1>, blocks, 32 * kWarps, 0, stream, 1, params);
   }
-  return cudaGetLastError();
+  return launch_dependent(sketch_kernel<Key, 2>, blocks, 32 * kWarps, 0, stream, 1, params);
 }
 
 }  // namespace

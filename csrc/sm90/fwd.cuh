@@ -4,6 +4,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include "dependent_launch.cuh"
 #include "sm90/consumer.cuh"
 #include "sm90/converter.cuh"
 #include "sm90/launch.h"
@@ -54,6 +55,8 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(params, smem);
     cutlass::arch::fence_barrier_init();
   }
+  wait_for_kernels_before();
+  let_next_kernel_wait();
   Cluster<Traits::kCluster>::sync();
 
   const int warpgroup = cutlass::canonical_warp_group_idx();
@@ -80,17 +83,8 @@ cudaError_t launch(const FwdParams& params, cudaStream_t stream) {
   auto* kernel = &fwd_kernel<Traits>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSmemBytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {Traits::kCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = params.num_workers * Traits::kCluster;
-  config.blockDim = Traits::kThreads;
-  config.dynamicSmemBytes = Traits::kSmemBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = Traits::kCluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return launch_dependent(kernel, params.num_workers * Traits::kCluster, Traits::kThreads, Traits::kSmemBytes, stream,
+                          Traits::kCluster, params);
 }
 
 template <class Element, int kHeadDim, TileKind kKind, bool kScoreMod>

@@ -1,5 +1,6 @@
 #include "sm90/plan.cuh"
 
+#include "dependent_launch.cuh"
 #include "sm90/sequence.cuh"
 
 namespace lite_attention::sm90 {
@@ -62,6 +63,8 @@ __device__ void order_sequences(const Lengths& lengths, int* order, bool longest
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBounds bounds, Lengths lengths,
                                                             Packing packing, Tile tile, bool never_split,
                                                             bool longest_first) {
+  wait_for_kernels_before();
+  let_next_kernel_wait();
   int* arrivals = words + sizeof(PlanHeader) / 4;
   int4* entries = reinterpret_cast<int4*>(words + bounds.entries());
   int* prefix = words + bounds.prefix();
@@ -149,8 +152,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
 cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
                         const Tile& tile, bool never_split, cudaStream_t stream) {
   const bool longest_first = lengths.planned() > 1 && (never_split || tile.block_m > kRowsPerWarpgroup);
-  plan_kernel<<<1, kPlanThreads, 0, stream>>>(words, bounds, lengths, packing, tile, never_split, longest_first);
-  return cudaGetLastError();
+  return launch_dependent(plan_kernel, 1, kPlanThreads, 0, stream, 1, words, bounds, lengths, packing, tile, never_split,
+                          longest_first);
 }
 
 }  // namespace lite_attention::sm90
