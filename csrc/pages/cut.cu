@@ -1,14 +1,18 @@
 // From log-masses to lists: lite_attention/pages/estimate.py's `needed`, by threshold search.
 //
-// A block has one sequence and KV head. A page's rank is the largest share of mass that any query head has in it. Pages
-// below the cut are dropped; the cut is the highest rank for which no head drops more than eps. It lies between eps /
-// n, below which n pages have no more than eps together, and eps, above which one page alone has more. Between these
-// the ranks, as the bits of their floats, are counted into bins, each head's shares summed per bin in fixed point, so
-// that the order of summation does not matter. The bin in which the budget ends has few pages as a rule, which a warp
-// compares with each other; where it has more it is the next range to be counted. So there is no sort, and pages of
-// equal rank go together.
+// A cluster of blocks has one sequence and KV head, each block an equal part of its pages. A page's rank is the largest
+// share of mass that any query head has in it. Pages below the cut are dropped; the cut is the highest rank for which
+// no head drops more than eps. It lies between eps / n, below which n pages have no more than eps together, and eps,
+// above which one page alone has more. Between these the ranks, as the bits of their floats, are counted into bins,
+// each head's shares summed per bin in fixed point, so that neither the order of summation nor the number of blocks
+// matters. The bin in which the budget ends has few pages as a rule, which the first block compares with each other;
+// where it has more it is the next range to be counted. So there is no sort, and pages of equal rank go together.
+//
+// Each step is over a few pages a thread, and what runs so seldom comes from L2 instruction by instruction: loops are
+// not unrolled but where loads are to be under way together.
+#include <cooperative_groups.h>
+
 #include <algorithm>
-#include <cfloat>
 
 #include "dependent_launch.cuh"
 #include "pages/launch.h"
@@ -19,17 +23,33 @@
 namespace lite_attention::pages {
 namespace {
 
-// All sums run in an order that these fix: a list doesn't depend on the launch it is made in.
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kBins = 512;
-constexpr int kFew = 32;            // pages that a warp compares
-constexpr int kAhead = 4;           // pages whose log-masses a thread fetches at one time
-constexpr float kNotFinite = -1.f;  // in place of a share
-constexpr float kLowest = -FLT_MAX;
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kFew = 256;  // pages that are compared with each other
+constexpr int kMaxCluster = 8;
+constexpr int kLeastPages = 512;                   // of a block, for a cluster to be worth it
+constexpr float kNotFinite = -1.f;                 // in place of a share
 constexpr int kMaxSmem = 227 * 1024, kBlocks = 2;  // of a multiprocessor
 
-__device__ bool finite(float x) { return fabsf(x) <= FLT_MAX; }
+template <class Body>
+__device__ void for_threads(int count, const Body& body) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += kThreads) body(i);
+}
+
+template <class Body>
+__device__ void for_warps(int count, const Body& body) {
+#pragma unroll 1
+  for (int i = threadIdx.x / 32; i < count; i += kWarps) body(i);
+}
+
+template <class Body>
+__device__ void for_heads(const Body& body) {
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) body(i);
+}
+
+__device__ float& at(float4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 
 __device__ uint32_t inclusive_sum(uint32_t x) {
 #pragma unroll
@@ -40,39 +60,67 @@ __device__ uint32_t inclusive_sum(uint32_t x) {
   return x;
 }
 
+// Mass as a factor on exp2 of the largest log-mass.
+struct Mass {
+  float most = kLowest, sum = 0.f;
+
+  __device__ void add(float2 other) {
+    const float above = fmaxf(most, other.x);
+    sum = sum * exp2f((most - above) * kLog2E) + other.y * exp2f((other.x - above) * kLog2E);
+    most = above;
+  }
+  __device__ float2 of_warp() const {
+    const float above = warp_max(most);
+    return make_float2(above, warp_sum(sum * exp2f((most - above) * kLog2E)));
+  }
+};
+
+// Pages of a block of the cluster: full words of the list's bits.
+__host__ __device__ int words_of_block(int words, int cluster) { return (words + cluster - 1) / cluster; }
+
+// Where the search stands. The first block of a cluster decides, and the others look it up.
+struct Search {
+  uint32_t low, high;  // the present range of ranks
+  uint32_t cut;
+  int shift;      // of the range's bins
+  int first_bin;  // 1 where there is a bin more, for all that is below the range
+  int over;       // the first bin at whose end some head has dropped too much
+  int found;      // pages of the range that are few
+  bool done;
+};
+
 // Dynamic shared memory.
 struct Shared {
-  float4* shares;   // where there is room for them: see Cut::shares_
-  uint32_t* bins;   // (group, kBins)
-  float2* partial;  // (quads * kHeads, kWarps), a warp's largest log-mass and the masses it has beside that
-  float2* factors;  // (quads * kHeads), of all warps the largest, and one over all masses beside it
-  uint32_t* base;   // (group), dropped below the present range
-  int* offsets;     // (kThreads), of words in the list
-  int* few;         // (kFew), pages in the bin where the budget ends
-  int* found;       // how many it has
-  int* first_over;  // the first bin at whose end some head has dropped too much
-  uint32_t* cut;
-  uint32_t* bits;  // (words)
-  int room;        // bytes for shares and ranks
+  float4* shares;       // where there is room for them: see Cut::shares_
+  float2* partial;      // (quads * kHeads, kWarps), masses by warp
+  float2* factors;      // (quads * kHeads), the largest log-mass, and one over the sum of masses beside it
+  uint32_t* bins;       // (group, kBins) of this block, in the first one then of all
+  uint32_t* base;       // (group), dropped below the present range
+  uint32_t* few_ranks;  // (kFew)
+  uint32_t* few_units;  // (kFew, group)
+  uint32_t* bits;       // (words of the block)
+  int* offsets;         // (kThreads), of words in the list
+  int* listed;          // pages of this block
+  int room;             // bytes for shares and ranks
 
-  __device__ Shared(const SelectParams& params, uint4* smem) {
+  __device__ Shared(const SelectParams& params, int words, uint4* smem) {
+    const int heads = params.quads() * kHeads, group = params.group;
     room = params.cut_room;
     shares = reinterpret_cast<float4*>(smem);
-    bins = reinterpret_cast<uint32_t*>(smem) + room / 4;
-    partial = reinterpret_cast<float2*>(bins + params.group * kBins);
-    factors = partial + params.quads() * kHeads * kWarps;
-    base = reinterpret_cast<uint32_t*>(factors + params.quads() * kHeads);
-    offsets = reinterpret_cast<int*>(base + params.group);
-    few = offsets + kThreads;
-    found = few + kFew;
-    first_over = found + 1;
-    cut = reinterpret_cast<uint32_t*>(first_over + 1);
-    bits = cut + 1;
+    partial = reinterpret_cast<float2*>(shares + room / sizeof(float4));
+    factors = partial + heads * kWarps;
+    bins = reinterpret_cast<uint32_t*>(factors + heads);
+    base = bins + group * kBins;
+    few_ranks = base + group;
+    few_units = few_ranks + kFew;
+    bits = few_units + group * kFew;
+    offsets = reinterpret_cast<int*>(bits + words);
+    listed = offsets + kThreads;
   }
   // Without the room for shares.
-  static int bytes(const SelectParams& params) {
-    return 4 *
-           (params.group * (kBins + 1) + 2 * params.quads() * kHeads * (kWarps + 1) + kThreads + kFew + 3 + params.words());
+  static int bytes(const SelectParams& params, int words) {
+    return 4 * (2 * params.quads() * kHeads * (kWarps + 1) + params.group * (kBins + 1 + kFew) + kFew + words +
+                kThreads + 1);
   }
 };
 
@@ -84,7 +132,7 @@ struct Token {
 
   __device__ Token(const Scope& scope, int newest, int token) {
     const int position = scope.k_len - scope.q_len + token;
-    counted = position < 0 ? 0 : (position + 1) / kPage;
+    counted = scope.counted(token);
     first_new = position < 0 ? 1 : max(position + 1 - newest, 0) / kPage;
     last_new = position < 0 ? 0 : position / kPage;
   }
@@ -94,44 +142,46 @@ struct Token {
 
 class Cut {
  public:
-  __device__ Cut(const SelectParams& params, const Shared& shared, int head, int batch)
+  __device__ Cut(const SelectParams& params, uint4* smem, Search& search)
       : params_(params),
-        shared_(shared),
-        scope_(params, batch),
-        list_(int64_t{batch} * params.sketches.heads_k + head),
+        search_(search),
+        cluster_(cooperative_groups::this_cluster()),
+        blocks_(int(cluster_.num_blocks())),
+        rank_(int(cluster_.block_rank())),
+        words_(words_of_block(params.words(), blocks_)),
+        shared_(params, words_, smem),
+        scope_(params, blockIdx.y),
+        list_(int64_t{blockIdx.y} * params.sketches.heads_k + blockIdx.x / blocks_),
         quads_(params.quads()),
         warp_(threadIdx.x / 32),
-        lane_(threadIdx.x % 32) {
-    const int full = scope_.estimated();
-    in_shared_ = int64_t{full} * (quads_ * int(sizeof(float4)) + 4) <= shared.room;
-    if (in_shared_) {
-      shares_ = shared.shares;
-      stride_ = full;
-      ranks_ = reinterpret_cast<uint32_t*>(shares_ + int64_t{quads_} * full);
+        lane_(threadIdx.x % 32),
+        first_(rank_ * words_ * 32),
+        end_(min(first_ + words_ * 32, scope_.pages)) {
+    const int estimated = min(max(0, scope_.estimated() - first_), words_ * 32);
+    if (int64_t{estimated} * (quads_ * int(sizeof(float4)) + 4) <= shared_.room) {
+      in_shared_ = true;
+      shares_ = shared_.shares;
+      stride_ = estimated;
+      ranks_ = reinterpret_cast<uint32_t*>(shares_ + int64_t{quads_} * estimated);
     } else {
+      in_shared_ = false;
       stride_ = params.max_blocks;
-      ranks_ = params.ranks + list_ * params.max_blocks;
+      ranks_ = params.ranks + list_ * params.max_blocks + first_;
     }
   }
 
   __device__ void run() {
-    uint32_t* bits = shared_.bits;
     float* left_out = params_.left_out + list_ * params_.group;
+    if (rank_ == 0) for_threads(params_.group, [&](int i) { left_out[i] = 0.f; });
+    const int all = scope_.whole && scope_.q_len > 0 ? max(0, end_ - first_) : 0;
+    for_threads(words_, [&](int word) {
+      shared_.bits[word] = word < all / 32 ? ~0u : word == all / 32 ? (1u << all % 32) - 1 : 0;
+    });
+    __syncthreads();
+    if (!scope_.whole) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < params_.group; i += kThreads) left_out[i] = 0.f;
-    if (scope_.whole || scope_.q_len <= 0) {
-      const int pages = scope_.q_len > 0 ? scope_.pages : 0;
-#pragma unroll 1
-      for (int word = threadIdx.x; word < params_.words(); word += kThreads) {
-        bits[word] = word < pages / 32 ? ~0u : word == pages / 32 ? (1u << pages % 32) - 1 : 0;
-      }
-    } else {
-#pragma unroll 1
-      for (int word = threadIdx.x; word < params_.words(); word += kThreads) bits[word] = 0;
-      __syncthreads();
       for (int token = 0; token < scope_.q_len; ++token) add_token(left_out, token);
     }
-    __syncthreads();
     compact();
   }
 
@@ -143,186 +193,137 @@ class Cut {
     if (token.counted > 0) {
       // Fixed-point units by which all that may be dropped has 31 bits: pages of at most eps each.
       const float per_unit = 2147483648.f / fminf(1.f, float(token.counted) * params_.eps);
-      copy_scores(index, token.counted);
-      make_shares(token.counted);
+      const int64_t quad = (list_ * params_.max_seqlen_q + index) * quads_;
+      add_masses(params_.tiles + quad * params_.tiles_of_list() * kHeads, token.counted);
+      make_shares(params_.scores + quad * params_.max_blocks + first_, token.counted);
       cut = find_cut(token, uint32_t(params_.eps * per_unit), per_unit);
-#pragma unroll 1
-      for (int i = threadIdx.x; i < params_.group; i += kThreads) {
-        left_out[i] = fmaxf(left_out[i], float(shared_.base[i]) / per_unit);
+      if (rank_ == 0) {
+        for_threads(params_.group, [&](int i) { left_out[i] = fmaxf(left_out[i], float(shared_.base[i]) / per_unit); });
       }
     }
     // Of each 32 pages a warp makes one word.
-#pragma unroll 1
-    for (int first = 32 * warp_; first <= token.last_new; first += kThreads) {
-      const int page = first + lane_;
-      const bool listed = page <= token.last_new && (token.always(page) || ranks_[page] >= cut);
-      const uint32_t word = __ballot_sync(~0u, listed);
-      if (lane_ == 0) shared_.bits[first / 32] |= word;
-    }
-    __syncthreads();  // all have read the ranks
+    for_warps((min(end_, token.last_new + 1) - first_ + 31) / 32, [&](int word) {
+      const int local = 32 * word + lane_, page = first_ + local;
+      const bool listed = page <= token.last_new && (token.always(page) || ranks_[local] >= cut);
+      const uint32_t set = __ballot_sync(~0u, listed);
+      if (lane_ == 0) shared_.bits[word] |= set;
+    });
+    sync_blocks();  // all have read the ranks, and what the first block found
   }
 
-  // Log-masses, and of each head the largest and the mass of all pages beside it, by one pass. A quad is four heads side
-  // by side.
-  __device__ void copy_scores(int token, int counted) {
-    float4* scores = params_.scores + (list_ * params_.max_seqlen_q + token) * quads_ * int64_t{params_.max_blocks};
-    if (!in_shared_) shares_ = scores;
+  // The mass of all pages for each head: every block adds up the tiles of all.
+  __device__ void add_masses(const float2* tiles, int counted) {
+    const int count = (counted + kTile - 1) / kTile, heads = quads_ * kHeads;
 #pragma unroll 1
     for (int quad = 0; quad < quads_; ++quad) {
-      const float4* from = scores + int64_t{quad} * params_.max_blocks;
-      float4* to = shares_ + int64_t{quad} * stride_;
-      float most[kHeads] = {kLowest, kLowest, kLowest, kLowest}, sum[kHeads] = {};
-#pragma unroll 1
-      for (int first = threadIdx.x; first < counted; first += kAhead * kThreads) {
-        float4 x[kAhead];
+      // A thread has one head's tiles, a warp four heads'.
+      Mass mass;
+      const float2* of_quad = tiles + int64_t{quad} * params_.tiles_of_list() * kHeads;
+#pragma unroll 4
+      for (int i = threadIdx.x; i < count * kHeads; i += kThreads) mass.add(of_quad[i]);
 #pragma unroll
-        for (int n = 0; n < kAhead; ++n) {
-          const int page = first + n * kThreads;
-          x[n] = page < counted ? from[page] : make_float4(kLowest, kLowest, kLowest, kLowest);
-        }
-#pragma unroll
-        for (int n = 0; n < kAhead; ++n) {
-          const int page = first + n * kThreads;
-          if (page < counted) to[page] = x[n];
-        }
-        for_heads([&](int i) {
-          float above = most[i];
-#pragma unroll
-          for (int n = 0; n < kAhead; ++n) above = fmaxf(above, finite(at(x[n], i)) ? at(x[n], i) : kLowest);
-          sum[i] *= exp2f((most[i] - above) * kLog2E);
-#pragma unroll
-          for (int n = 0; n < kAhead; ++n) {
-            const float of_head = at(x[n], i);
-            sum[i] += finite(of_head) && of_head > kLowest ? exp2f((of_head - above) * kLog2E) : 0.f;
-          }
-          most[i] = above;
-        });
+      for (int step = kHeads; step < 32; step *= 2) {
+        mass.add(make_float2(__shfl_xor_sync(~0u, mass.most, step), __shfl_xor_sync(~0u, mass.sum, step)));
       }
-      for_heads([&](int i) {
-        const float of_warp = warp_max(most[i]);
-        const float mass = warp_sum(sum[i] * exp2f((most[i] - of_warp) * kLog2E));
-        if (lane_ == 0) shared_.partial[(quad * kHeads + i) * kWarps + warp_] = make_float2(of_warp, mass);
-      });
+      if (lane_ < kHeads) {
+        shared_.partial[(quad * kHeads + lane_) * kWarps + warp_] = make_float2(mass.most, mass.sum);
+      }
     }
     __syncthreads();
-#pragma unroll 1
-    for (int head = warp_; head < quads_ * kHeads; head += kWarps) {
-      const float2 part = lane_ < kWarps ? shared_.partial[head * kWarps + lane_] : make_float2(kLowest, 0.f);
-      const float most = warp_max(part.x), sum = warp_sum(part.y * exp2f((part.x - most) * kLog2E));
-      if (lane_ == 0) shared_.factors[head] = make_float2(most, sum > 0.f ? 1.f / sum : 1.f);
-    }
+    for_warps(heads, [&](int head) {
+      Mass mass;
+      if (lane_ < kWarps) mass.add(shared_.partial[head * kWarps + lane_]);
+      const float2 all = mass.of_warp();
+      if (lane_ == 0) shared_.factors[head] = make_float2(all.x, all.y > 0.f ? 1.f / all.y : 1.f);
+    });
     __syncthreads();
   }
 
   // Log-masses become shares of the mass of all pages; from these come the ranks: all ones where some head's mass isn't
-  // finite.
-  __device__ void make_shares(int counted) {
-#pragma unroll 1
-    for (int page = threadIdx.x; page < counted; page += kThreads) {
+  // finite. A quad is four heads side by side.
+  __device__ void make_shares(float4* scores, int counted) {
+    if (!in_shared_) shares_ = scores;
+    for_threads(min(end_, counted) - first_, [&](int page) {
       float most = 0.f, least = 0.f;
 #pragma unroll 1
       for (int quad = 0; quad < quads_; ++quad) {
-        float4& share = shares_[int64_t{quad} * stride_ + page];
-        float4 x = share;
+        float4 x = scores[int64_t{quad} * params_.max_blocks + page];
         for_heads([&](int i) {
           const float2 factor = shared_.factors[quad * kHeads + i];
           float& of_head = at(x, i);
-          of_head = !has(quad, i)     ? 0.f
-                    : finite(of_head) ? exp2f((of_head - factor.x) * kLog2E) * factor.y
-                                      : kNotFinite;
+          const bool there = quad * kHeads + i < params_.group;
+          of_head = !there ? 0.f : finite(of_head) ? exp2f((of_head - factor.x) * kLog2E) * factor.y : kNotFinite;
           most = fmaxf(most, of_head);
           least = fminf(least, of_head);
         });
-        share = x;
+        shares_[int64_t{quad} * stride_ + page] = x;
       }
       ranks_[page] = least < 0.f ? ~0u : __float_as_uint(most);
-    }
+    });
   }
 
-  template <class Body>
-  __device__ static void for_heads(const Body& body) {
-#pragma unroll
-    for (int i = 0; i < kHeads; ++i) body(i);
-  }
-  __device__ static float& at(float4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
-  __device__ bool has(int quad, int i) const { return quad * kHeads + i < params_.group; }
-  __device__ uint32_t units(int page, int head, float per_unit) const {
-    const float4* quad = shares_ + int64_t{head / kHeads} * stride_ + page;
-    return __float2uint_rn(reinterpret_cast<const float*>(quad)[head % kHeads] * per_unit);
-  }
-
-  // The rank, as bits, from which on pages are listed; `base` is what each head drops.
+  // The rank, as bits, from which on pages are listed; in the first block `base` is what each head drops.
   __device__ uint32_t find_cut(const Token& token, uint32_t budget, float per_unit) {
     const int group = params_.group;
-    uint32_t low = __float_as_uint(params_.eps / float(token.counted)), high = __float_as_uint(params_.eps) + 1;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < group; i += kThreads) shared_.base[i] = 0;
-    for (bool first = true;; first = false) {
-      // The first range has a bin more, for all that is below it.
-      int shift = 0;
-      while ((high - 1 - low) >> shift >= kBins - first) ++shift;
+    Search& search = first_block(search_);
+    if (rank_ == 0) {
+      for_threads(group, [&](int i) { shared_.base[i] = 0; });
       if (threadIdx.x == 0) {
-        *shared_.first_over = kBins;
-        *shared_.found = 0;
-        *shared_.cut = ~0u;
+        search_.first_bin = 1;
+        open_range(__float_as_uint(params_.eps / float(token.counted)), __float_as_uint(params_.eps) + 1);
       }
-#pragma unroll 1
-      for (int i = threadIdx.x; i < group * kBins; i += kThreads) shared_.bins[i] = 0;
-      __syncthreads();
-      count(token, low, high, shift, first, per_unit);
-      __syncthreads();
-#pragma unroll 1
-      for (int i = warp_; i < group; i += kWarps) {
-        const int bin = first_over(i, budget);
-        if (lane_ == 0) atomicMin(shared_.first_over, bin);
-      }
-      __syncthreads();
-      const int bin = *shared_.first_over;
-#pragma unroll 1
-      for (int i = warp_; i < group; i += kWarps) {
-        const uint32_t sum = sum_before(i, bin);
-        if (lane_ == 0) shared_.base[i] += sum;
-      }
-      if (bin < first) return sync(0);  // rounding: the least that there is has too much
-      if (bin < kBins) {
-        low += uint32_t(bin - first) << shift;
-        high = min(high, low + (1u << shift));
-#pragma unroll 1
-        for (int page = threadIdx.x; page < token.counted; page += kThreads) {
-          if (token.always(page) || ranks_[page] < low || ranks_[page] >= high) continue;
-          const int place = atomicAdd(shared_.found, 1);
-          if (place < kFew) shared_.few[place] = page;
-        }
-      }
-      __syncthreads();
-      if (bin == kBins) return high;
-      if (shift == 0) return low;
-      if (*shared_.found <= kFew) return compare(budget, per_unit);
-      __syncthreads();  // all have read how many there are
     }
+#pragma unroll 1
+    while (true) {
+      for_threads(group * kBins, [&](int i) { shared_.bins[i] = 0; });
+      sync_blocks();
+      count(token, search, per_unit);
+      sync_blocks();
+      if (rank_ == 0) narrow(budget);
+      sync_blocks();
+      if (search.done) break;
+      collect(token, search, per_unit);
+      sync_blocks();
+      if (search.found <= kFew) {
+        if (rank_ == 0) compare(budget);
+        sync_blocks();
+        break;
+      }
+    }
+    return search.cut;
   }
 
-  // Adds up the shares of the ranks in [low, high) by bins of 2^shift; in the first range also those below, which may
-  // be nearly all, and are added up by each thread for itself.
-  __device__ void count(const Token& token, uint32_t low, uint32_t high, int shift, bool first, float per_unit) const {
+  __device__ void open_range(uint32_t low, uint32_t high) {
+    search_.low = low;
+    search_.high = high;
+    search_.shift = 0;
+    while ((high - 1 - low) >> search_.shift >= kBins - search_.first_bin) ++search_.shift;
+    search_.over = kBins;
+    search_.found = 0;
+  }
+
+  // Adds up the shares of this block's ranks in [low, high) by bins of 2^shift; in the first range also those below,
+  // which may be nearly all, and are added up by each thread for itself.
+  __device__ void count(const Token& token, const Search& search, float per_unit) const {
+    const uint32_t low = search.low, high = search.high;
+    const int shift = search.shift, first_bin = search.first_bin, counted = min(end_, token.counted) - first_;
 #pragma unroll 1
     for (int quad = 0; quad < quads_; ++quad) {
       uint32_t lowest[kHeads] = {};
       uint32_t* bins = shared_.bins + quad * kHeads * kBins;
-#pragma unroll 1
-      for (int page = threadIdx.x; page < token.counted; page += kThreads) {
+      for_threads(counted, [&](int page) {
         const uint32_t rank = ranks_[page];
-        if (token.always(page) || rank >= high || (rank < low && !first)) continue;
+        if (token.always(first_ + page) || rank >= high || (rank < low && !first_bin)) return;
         float4 share = shares_[int64_t{quad} * stride_ + page];
         for_heads([&](int i) {
           const uint32_t units = __float2uint_rn(at(share, i) * per_unit);
           if (rank < low) {
             lowest[i] += units;
           } else if (units > 0) {
-            atomicAdd(bins + i * kBins + int((rank - low) >> shift) + first, units);
+            atomicAdd(bins + i * kBins + int((rank - low) >> shift) + first_bin, units);
           }
         });
-      }
+      });
       for_heads([&](int i) {
         const uint32_t sum = __reduce_add_sync(~0u, lowest[i]);
         if (lane_ == 0 && sum > 0) atomicAdd(bins + i * kBins, sum);
@@ -330,44 +331,110 @@ class Cut {
     }
   }
 
-  __device__ static uint32_t sync(uint32_t x) {
+  // From the bins of all blocks to the one in which the budget ends.
+  __device__ void narrow(uint32_t budget) {
+    for_threads(params_.group * kBins, [&](int i) {
+      uint32_t sum = 0;
+#pragma unroll
+      for (int block = 0; block < kMaxCluster; ++block) {
+        if (block < blocks_) sum += cluster_.map_shared_rank(shared_.bins, block)[i];
+      }
+      shared_.bins[i] = sum;
+    });
     __syncthreads();
-    return x;
+    for_warps(params_.group, [&](int i) {
+      const int bin = first_over(i, budget);
+      if (lane_ == 0) atomicMin(&search_.over, bin);
+    });
+    __syncthreads();
+    const int bin = search_.over;
+    for_warps(params_.group, [&](int i) {
+      const uint32_t sum = sum_before(i, bin);
+      if (lane_ == 0) shared_.base[i] += sum;
+    });
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    const uint32_t low = search_.low + (uint32_t(bin - search_.first_bin) << search_.shift);
+    search_.done = true;
+    if (bin < search_.first_bin) {
+      search_.cut = 0;  // rounding: the least that there is has too much
+    } else if (bin == kBins) {
+      search_.cut = search_.high;
+    } else if (search_.shift == 0) {
+      search_.cut = low;
+    } else {
+      search_.done = false;
+      search_.first_bin = 0;
+      open_range(low, min(search_.high, low + (1u << search_.shift)));
+    }
   }
 
-  // A warp for each head looks at the few pages: is what ranks as high and lower too much? The cut is the lowest rank for
-  // which it is to any of them, and base what is below it.
-  __device__ uint32_t compare(uint32_t budget, float per_unit) const {
-    const int found = *shared_.found, page = shared_.few[lane_ < found ? lane_ : 0];
-    const uint32_t rank = lane_ < found ? ranks_[page] : ~0u;
+  // This block's pages of the range, to the first block.
+  __device__ void collect(const Token& token, Search& search, float per_unit) const {
+    uint32_t* few_ranks = &first_block(*shared_.few_ranks);
+    uint32_t* few_units = &first_block(*shared_.few_units);
+    for_threads(min(end_, token.counted) - first_, [&](int page) {
+      const uint32_t rank = ranks_[page];
+      if (token.always(first_ + page) || rank < search.low || rank >= search.high) return;
+      const int place = atomicAdd(&search.found, 1);
+      if (place >= kFew) return;
+      few_ranks[place] = rank;
 #pragma unroll 1
-    for (int i = warp_; i < params_.group; i += kWarps) {
-      const uint32_t mine = lane_ < found ? units(page, i, per_unit) : 0;
-      uint32_t sum = shared_.base[i];
-#pragma unroll 4
-      for (int other = 0; other < 32; ++other) {
-        const uint32_t of_other = __shfl_sync(~0u, mine, other);
-        sum += __shfl_sync(~0u, rank, other) <= rank ? of_other : 0;
+      for (int i = 0; i < params_.group; ++i) {
+        const float4* quad = shares_ + int64_t{i / kHeads} * stride_ + page;
+        few_units[place * params_.group + i] =
+            __float2uint_rn(reinterpret_cast<const float*>(quad)[i % kHeads] * per_unit);
       }
-      const uint32_t cut = __reduce_min_sync(~0u, lane_ < found && sum > budget ? rank : ~0u);
-      if (lane_ == 0) atomicMin(shared_.cut, cut);
-    }
+    });
+  }
+
+  // A thread looks at each of the few pages: is what ranks as high and lower too much for any head? The cut is the
+  // lowest rank for which it is, and base what is below that.
+  __device__ void compare(uint32_t budget) {
+    const int found = search_.found, group = params_.group;
+    if (threadIdx.x == 0) search_.cut = search_.high;
     __syncthreads();
-    const uint32_t cut = *shared_.cut;
-#pragma unroll 1
-    for (int i = warp_; i < params_.group; i += kWarps) {
-      const uint32_t dropped = __reduce_add_sync(~0u, lane_ < found && rank < cut ? units(page, i, per_unit) : 0);
-      if (lane_ == 0) shared_.base[i] += dropped;
+    for_threads(found * group, [&](int i) {
+      const int page = i / group, head = i - page * group;
+      const uint32_t rank = shared_.few_ranks[page];
+      uint32_t sum = shared_.base[head];
+#pragma unroll 4
+      for (int other = 0; other < found; ++other) {
+        if (shared_.few_ranks[other] <= rank) sum += shared_.few_units[other * group + head];
+      }
+      if (sum > budget) atomicMin(&search_.cut, rank);
+    });
+    __syncthreads();
+    for_warps(group, [&](int head) {
+      uint32_t dropped = 0;
+      for (int page = lane_; page < found; page += 32) {
+        if (shared_.few_ranks[page] < search_.cut) dropped += shared_.few_units[page * group + head];
+      }
+      dropped = __reduce_add_sync(~0u, dropped);
+      if (lane_ == 0) shared_.base[head] += dropped;
+    });
+    __syncthreads();
+  }
+
+  template <class T>
+  __device__ T& first_block(T& here) const {
+    return *cluster_.map_shared_rank(&here, 0);
+  }
+  __device__ void sync_blocks() const {
+    if (blocks_ == 1) {
+      __syncthreads();
+    } else {
+      cluster_.sync();
     }
-    return sync(cut);
   }
 
   // The first bin at whose end the head has dropped more than its budget; kBins where there is none.
   __device__ int first_over(int i, uint32_t budget) const {
+    const uint32_t* bins = shared_.bins + i * kBins;
     uint32_t chunk = 0;  // sum of 32 bins: of chunk n in lane n
 #pragma unroll 4
     for (int n = 0; n < kBins / 32; ++n) {
-      const uint32_t sum = __reduce_add_sync(~0u, shared_.bins[i * kBins + n * 32 + lane_]);
+      const uint32_t sum = __reduce_add_sync(~0u, bins[n * 32 + lane_]);
       if (lane_ == n) chunk = sum;
     }
     const uint32_t up_to = shared_.base[i] + inclusive_sum(chunk);
@@ -375,57 +442,73 @@ class Cut {
     if (over == 0) return kBins;
     const int first = __ffs(over) - 1;
     const uint32_t before = __shfl_sync(~0u, up_to - chunk, first);
-    const uint32_t inside = before + inclusive_sum(shared_.bins[i * kBins + first * 32 + lane_]);
+    const uint32_t inside = before + inclusive_sum(bins[first * 32 + lane_]);
     return first * 32 + __ffs(__ballot_sync(~0u, inside > budget)) - 1;
   }
 
   __device__ uint32_t sum_before(int i, int bin) const {
     uint32_t sum = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int k = lane_; k < bin; k += 32) sum += shared_.bins[i * kBins + k];
     return __reduce_add_sync(~0u, sum);
   }
 
   // The bits, and indices and count from them.
   __device__ void compact() {
-    const uint32_t* bits = shared_.bits;
-#pragma unroll 1
-    for (int word = threadIdx.x; word < params_.words(); word += kThreads) {
-      params_.bits[list_ * params_.words() + word] = bits[word];
-    }
+    uint32_t* bits = params_.bits + list_ * params_.words() + rank_ * words_;
     int* indices = params_.indices + list_ * params_.max_blocks;
-    const int words = (scope_.pages + 31) / 32;
+    const int words = min(words_, params_.words() - rank_ * words_);
     int count = 0;
+    for_warps(1, [&](int) {
+#pragma unroll 1
+      for (int word = lane_; word < words; word += 32) count += __popc(shared_.bits[word]);
+      count = __reduce_add_sync(~0u, count);
+      if (lane_ == 0) *shared_.listed = count;
+    });
+    sync_blocks();
+    int before = 0, total = 0;
+#pragma unroll 1
+    for (int block = 0; block < blocks_; ++block) {
+      if (block == rank_) before = total;
+      total += *cluster_.map_shared_rank(shared_.listed, block);
+    }
+    if (rank_ == 0 && threadIdx.x == 0) params_.counts[list_] = total;
 #pragma unroll 1
     for (int first = 0; first < words; first += kThreads) {
       const int mine = first + threadIdx.x;
-      const uint32_t listed = __popc(mine < words ? bits[mine] : 0), inclusive = inclusive_sum(listed);
+      const uint32_t set = mine < words ? shared_.bits[mine] : 0, listed = __popc(set);
+      const uint32_t inclusive = inclusive_sum(listed);
       int* warp_counts = reinterpret_cast<int*>(shared_.bins);
+      if (mine < words) bits[mine] = set;
       if (lane_ == 31) warp_counts[warp_] = inclusive;
       __syncthreads();
       const int of_warp = lane_ < kWarps ? warp_counts[lane_] : 0;
-      const int before = __reduce_add_sync(~0u, lane_ < warp_ ? of_warp : 0);
-      shared_.offsets[threadIdx.x] = count + before + inclusive - listed;
-      count += __reduce_add_sync(~0u, of_warp);
+      shared_.offsets[threadIdx.x] = before + __reduce_add_sync(~0u, lane_ < warp_ ? of_warp : 0) + inclusive - listed;
+      before += __reduce_add_sync(~0u, of_warp);
       __syncthreads();
-#pragma unroll 1
-      for (int word = warp_; word < min(kThreads, words - first); word += kWarps) {
-        const uint32_t set = bits[first + word];
-        if (set >> lane_ & 1) {
-          indices[shared_.offsets[word] + __popc(set & ((1u << lane_) - 1))] = (first + word) * 32 + lane_;
+      for_warps(min(kThreads, words - first), [&](int word) {
+        const uint32_t of_word = shared_.bits[first + word];
+        if (of_word >> lane_ & 1) {
+          indices[shared_.offsets[word] + __popc(of_word & ((1u << lane_) - 1))] = first_ + (first + word) * 32 + lane_;
         }
-      }
+      });
       __syncthreads();
     }
-    if (threadIdx.x == 0) params_.counts[list_] = count;
+    sync_blocks();  // all have read this block's count
   }
 
   const SelectParams& params_;
-  const Shared& shared_;
+  Search& search_;
+  const cooperative_groups::cluster_group cluster_;
+  const int blocks_, rank_;
+  const int words_;  // of a block
+  const Shared shared_;
   const Scope scope_;
   const int64_t list_;
   const int quads_, warp_, lane_;
-  // Of the present token: (quads, stride), and (pages). In shared memory where they fit, else where the scores are.
+  const int first_, end_;  // this block's pages
+  // Of the present token and this block's pages: (quads, stride), and (pages). In shared memory where they fit, else
+  // where the scores are.
   bool in_shared_;
   float4* shares_;
   uint32_t* ranks_;
@@ -434,25 +517,33 @@ class Cut {
 
 __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 smem[];
-  const Shared shared(params, smem);
+  __shared__ Search search;
   wait_for_kernels_before();
   let_next_kernel_wait();
-  Cut(params, shared, blockIdx.x, blockIdx.y).run();
+  Cut(params, smem, search).run();
 }
 
 }  // namespace
 
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {
+  // Few lists are shared among blocks until there is one for every multiprocessor.
+  const int lists = params.batch * params.sketches.heads_k;
+  int cluster = 1;
+  while (2 * cluster <= kMaxCluster && 2 * cluster * lists <= multiprocessors &&
+         params.max_blocks >= 2 * cluster * kLeastPages) {
+    cluster *= 2;
+  }
   // Room beside the other blocks of a multiprocessor, unless there are too few blocks for all of them anyway.
-  const bool few = params.batch * params.sketches.heads_k <= multiprocessors;
-  const int fixed = Shared::bytes(params), limit = few ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
-  const int64_t wanted = int64_t{params.max_blocks} * (params.quads() * int(sizeof(float4)) + 4);
+  const int words = words_of_block(params.words(), cluster);
+  const int fixed = Shared::bytes(params, words);
+  const int limit = lists * cluster <= multiprocessors ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
+  const int64_t wanted = int64_t{words} * 32 * (params.quads() * int(sizeof(float4)) + 4);
   params.cut_room = int(std::min<int64_t>(wanted, std::max(0, limit - fixed)) / 16 * 16);
   cudaError_t error =
       cudaFuncSetAttribute(cut_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.cut_room + fixed);
   if (error != cudaSuccess) return error;
-  return launch_dependent(cut_kernel, dim3(params.sketches.heads_k, params.batch), kThreads, params.cut_room + fixed,
-                          stream, 1, params);
+  return launch_dependent(cut_kernel, dim3(params.sketches.heads_k * cluster, params.batch), kThreads,
+                          params.cut_room + fixed, stream, cluster, params);
 }
 
 }  // namespace lite_attention::pages

@@ -10,6 +10,7 @@ namespace lite_attention::pages {
 enum class KeyType { kBFloat16, kHalf, kE4M3 };
 
 constexpr int kHeads = 4;  // query heads that are estimated together
+constexpr int kTile = 16;  // pages, likewise
 
 // The sketches of a cache. Strides in bytes, multiples of 16.
 struct Sketches {
@@ -51,8 +52,11 @@ struct SelectParams {
   // (batch, heads_k, max_seqlen_q, quads(), max_blocks): for every page the log-masses of four query heads side by
   // side, which become shares of mass while the cut is sought.
   float4* scores = nullptr;
+  // (batch, heads_k, max_seqlen_q, quads(), tiles_of_list(), kHeads): the largest log-mass of a tile's pages that the
+  // token sees, and their masses beside it. They make the sum of masses the same however the cut is divided.
+  float2* tiles = nullptr;
   uint32_t* ranks = nullptr;  // (batch, heads_k, max_blocks), where shared memory has no room
-  int cut_room = 0;           // bytes of shared memory for both
+  int cut_room = 0;           // bytes of a block's shared memory for shares and ranks
 
   uint32_t* bits = nullptr;   // (batch, heads_k, words)
   int* indices = nullptr;     // (batch, heads_k, max_blocks)
@@ -61,6 +65,7 @@ struct SelectParams {
 
   __host__ __device__ int quads() const { return (group + kHeads - 1) / kHeads; }
   __host__ __device__ int words() const { return (max_blocks + 31) / 32; }
+  __host__ __device__ int tiles_of_list() const { return (max_blocks + kTile - 1) / kTile; }
 };
 
 // Log-masses of full pages of all sequences that don't list everything.

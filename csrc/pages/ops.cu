@@ -108,10 +108,12 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
   // On PyTorch's allocator and this stream: alive until the launches.
   std::optional<Tensor> scratch;
   if (params.eps > 0 && params.max_blocks > 0 && max_seqlen_q > 0 && params.sketches.num_blocks > 0) {
-    const int64_t lists = batch * heads_k * params.max_blocks, quads = lists * max_seqlen_q * params.quads();
-    scratch = torch::stable::new_empty(q, {quads * kHeads + lists}, ScalarType::Float);
+    const int64_t lists = batch * heads_k, quads = lists * max_seqlen_q * params.quads();
+    const int64_t scores = quads * params.max_blocks * kHeads, tiles = quads * params.tiles_of_list() * kHeads;
+    scratch = torch::stable::new_empty(q, {scores + 2 * tiles + lists * params.max_blocks}, ScalarType::Float);
     params.scores = static_cast<float4*>(scratch->data_ptr());
-    params.ranks = reinterpret_cast<uint32_t*>(params.scores + quads);
+    params.tiles = reinterpret_cast<float2*>(params.scores) + scores / 2;
+    params.ranks = reinterpret_cast<uint32_t*>(params.tiles + tiles);
     check_cuda(launch_score(params, multiprocessors(device), stream), "launching the score kernel");
   } else {
     params.eps = 0;  // nothing to estimate from

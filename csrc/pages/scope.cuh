@@ -22,6 +22,11 @@ struct Scope {
 
   // Pages that need an estimate: the full ones.
   __device__ int estimated() const { return whole || q_len <= 0 ? 0 : k_len / kPage; }
+  // Those that a query token sees all of.
+  __device__ int counted(int token) const {
+    const int position = k_len - q_len + token;
+    return position < 0 ? 0 : (position + 1) / kPage;
+  }
 };
 
 }  // namespace lite_attention::pages

@@ -24,7 +24,11 @@
 namespace lite_attention::pages {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 4;  // that have one KV head of the same pages: a group
+constexpr int kGroupThreads = 32 * kWarps;
+// Groups of a block, for heads beside each other: as many as registers allow.
+template <int kRounds, int kTiles>
+constexpr int kGroups = kRounds <= 2 && kTiles == 1 ? 4 : 2;
 constexpr float kKnee = 1.77f, kBeyond = 1.566f;
 // The largest of a query's numbers in fp16, and of their squares, lie just below 2 to this: far from where fp16 ends.
 constexpr int kExponent = 13;
@@ -55,6 +59,18 @@ __device__ void multiply(float (&sums)[4], const uint32_t (&pages)[4], uint2 que
       : "r"(pages[0]), "r"(pages[1]), "r"(pages[2]), "r"(pages[3]), "r"(queries.x), "r"(queries.y));
 }
 
+// Over the lanes that have one head's pages.
+__device__ float max_over_pages(float x) {
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+__device__ float sum_over_pages(float x) {
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
 // What a row of queries adds to the products with codes.
 struct Row {
   float sum, step;             // of q.mean: factors on the offset, and on step * (q.code)
@@ -64,12 +80,15 @@ struct Row {
 // The queries of one sequence and KV head as a warp's instructions want them.
 template <int kRounds, int kTiles>
 struct Queries {
-  static constexpr int kDeviationRounds = (kRounds + 1) / 2;
+  static constexpr int kChannels = 64 * kRounds, kDeviationRounds = (kRounds + 1) / 2;
   uint2 q[kTiles][kRounds][4][32];  // by 16-byte round, instruction and lane
   uint2 squares[kTiles][kDeviationRounds][8][32];
   Row rows[kTiles * kHeads];
-  // Four more than the channels: what the lanes read at one time lies in different banks.
-  __half numbers[kHeads][2][64 * kRounds + 4];  // scratch: high and low part of q, then of its squares
+  // Scratch: high and low part of a head's q and of its squares. Four more than the channels: what the lanes read at
+  // one time lies in different banks.
+  struct Numbers {
+    __half q[2][kChannels + 4], squares[2][kChannels + 4];
+  } numbers[kHeads];
 };
 
 __device__ float load(const SelectParams& params, int64_t at) {
@@ -88,83 +107,71 @@ __device__ void split(float x, __half& high, __half& low) {
   low = __float2half_rn(x - __half2float(high));
 }
 
+__device__ void sync_group() {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + int(threadIdx.x) / kGroupThreads), "n"(kGroupThreads) : "memory");
+}
+
 // Fills `queries` with kTiles quads of heads, token by token, from `first` on; what the group or the sequence hasn't is
-// zeros.
+// zeros. A warp has one head of each quad, then one instruction of each round.
 template <int kRounds, int kTiles>
 __device__ void fill(Queries<kRounds, kTiles>& queries, const SelectParams& params, const Scope& scope, int batch,
                      int head, int first) {
-  constexpr int kChannels = 64 * kRounds, kLaneChannels = kChannels / 32;
-  const int lane = threadIdx.x % 32, column = lane / 4, part = column % 2, quad = lane % 4;
+  static_assert(kWarps == kHeads && kWarps == 4, "a warp has one head, and one of four instructions");
+  constexpr int kChannels = Queries<kRounds, kTiles>::kChannels, kLaneChannels = kChannels / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarps, column = lane / 4, quad = lane % 4;
   const int quads = params.quads();
   const Descale& descale = params.k_descale;
   const float scale =
       params.softmax_scale *
       (descale.factors ? descale.factors[batch * descale.batch_stride + head * descale.head_stride] : 1.f);
+#pragma unroll 1
   for (int tile = 0; tile < kTiles; ++tile) {
-    float x[kHeads][kLaneChannels];
-    Row of_row[kHeads];
+    const int token = (first + tile) / quads, in_group = (first + tile - token * quads) * kHeads + warp;
+    const bool there = token < scope.q_len && in_group < params.group;
+    const int64_t at = (int64_t{scope.q_begin} + token) * params.q_token_stride +
+                       (int64_t{head} * params.group + in_group) * params.q_head_stride;
+    float x[kLaneChannels], largest = 0.f, sum = 0.f, squares = 0.f;
 #pragma unroll
-    for (int i = 0; i < kHeads; ++i) {
-      const int token = (first + tile) / quads, in_group = (first + tile - token * quads) * kHeads + i;
-      const bool there = token < scope.q_len && in_group < params.group;
-      const int64_t at = (int64_t{scope.q_begin} + token) * params.q_token_stride +
-                         (int64_t{head} * params.group + in_group) * params.q_head_stride;
-      float largest = 0.f, sum = 0.f, squares = 0.f;
-#pragma unroll
-      for (int k = 0; k < kLaneChannels; ++k) {
-        const int channel = k * 32 + lane;
-        x[i][k] = there && channel < params.sketches.head_dim ? load(params, at + channel) : 0.f;
-        largest = fmaxf(largest, fabsf(x[i][k]));
-        sum += x[i][k];
-        squares += x[i][k] * x[i][k];
-      }
-      largest = warp_max(largest);
-      const float power = power_below(largest), square_power = power_below(largest * largest);
-      of_row[i] = {scale * warp_sum(sum), scale / power, scale * scale * warp_sum(squares),
-                   scale * scale / square_power};
-#pragma unroll
-      for (int k = 0; k < kLaneChannels; ++k) {
-        split(x[i][k] * power, queries.numbers[i][0][k * 32 + lane], queries.numbers[i][1][k * 32 + lane]);
-        x[i][k] = x[i][k] * x[i][k] * square_power;
-      }
+    for (int k = 0; k < kLaneChannels; ++k) {
+      const int channel = k * 32 + lane;
+      x[k] = there && channel < params.sketches.head_dim ? load(params, at + channel) : 0.f;
+      largest = fmaxf(largest, fabsf(x[k]));
+      sum += x[k];
+      squares += x[k] * x[k];
     }
-    __syncwarp();
+    largest = warp_max(largest);
+    const float power = power_below(largest), square_power = power_below(largest * largest);
+    sum = warp_sum(sum);
+    squares = warp_sum(squares);
+    auto& mine = queries.numbers[warp];
+#pragma unroll
+    for (int k = 0; k < kLaneChannels; ++k) {
+      split(x[k] * power, mine.q[0][k * 32 + lane], mine.q[1][k * 32 + lane]);
+      split(x[k] * x[k] * square_power, mine.squares[0][k * 32 + lane], mine.squares[1][k * 32 + lane]);
+    }
+    sync_group();  // numbers are there, and nobody reads the queries of before
     if (lane == 0) {
-#pragma unroll
-      for (int i = 0; i < kHeads; ++i) queries.rows[tile * kHeads + i] = of_row[i];
+      queries.rows[tile * kHeads + warp] = {scale * sum, scale / power, scale * scale * squares,
+                                            scale * scale / square_power};
     }
-    const __half* numbers = queries.numbers[column / 2][part];
+    const auto& numbers = queries.numbers[column / 2];
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        queries.q[tile][round][word][lane] =
-            *reinterpret_cast<const uint2*>(numbers + 16 * (quad + 4 * round) + 4 * word);
-      }
+      queries.q[tile][round][warp][lane] =
+          *reinterpret_cast<const uint2*>(numbers.q[column % 2] + 16 * (quad + 4 * round) + 4 * warp);
     }
-    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < kHeads; ++i) {
-#pragma unroll
-      for (int k = 0; k < kLaneChannels; ++k) {
-        split(x[i][k], queries.numbers[i][0][k * 32 + lane], queries.numbers[i][1][k * 32 + lane]);
-      }
-    }
-    __syncwarp();
     for (int round = 0; round < Queries<kRounds, kTiles>::kDeviationRounds; ++round) {
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const int channel = 32 * (quad + 4 * round) + 8 * word;
-        // Sections end at a multiple of 64 channels, rounds of deviations at one of 128.
-        const uint2* from = reinterpret_cast<const uint2*>(numbers + min(channel, kChannels - 8));
-        const uint2 low = channel < kChannels ? from[0] : make_uint2(0, 0);   // channels 0 to 3 of 8
-        const uint2 high = channel < kChannels ? from[1] : make_uint2(0, 0);  // and 4 to 7
-        auto* to = queries.squares[tile][round];
-        to[2 * word][lane] = make_uint2(__byte_perm(low.x, high.x, 0x5410), __byte_perm(low.x, high.x, 0x7632));
-        to[2 * word + 1][lane] = make_uint2(__byte_perm(low.y, high.y, 0x5410), __byte_perm(low.y, high.y, 0x7632));
-      }
+      const int channel = 32 * (quad + 4 * round) + 8 * warp;
+      // Sections end at a multiple of 64 channels, rounds of deviations at one of 128.
+      const uint2* from = reinterpret_cast<const uint2*>(numbers.squares[column % 2] + min(channel, kChannels - 8));
+      const uint2 low = channel < kChannels ? from[0] : make_uint2(0, 0);   // channels 0 to 3 of 8
+      const uint2 high = channel < kChannels ? from[1] : make_uint2(0, 0);  // and 4 to 7
+      auto* to = queries.squares[tile][round];
+      to[2 * warp][lane] = make_uint2(__byte_perm(low.x, high.x, 0x5410), __byte_perm(low.x, high.x, 0x7632));
+      to[2 * warp + 1][lane] = make_uint2(__byte_perm(low.y, high.y, 0x5410), __byte_perm(low.y, high.y, 0x7632));
     }
-    __syncwarp();
+    sync_group();
   }
 }
 
@@ -211,14 +218,18 @@ __device__ float log_mass(const Row& row, float4 scales, float code, float devia
   return linear + (spread < kKnee ? 0.5f * variance : kKnee * spread - kBeyond);
 }
 
-// The tiles of 16 pages of all sequences, one after the other, are dealt out as runs: a warp has one head of one run.
+// The tiles of 16 pages of all sequences, one after the other, are dealt out as runs: a group of warps has one head of
+// one run, whose tiles its warps take in turn.
 template <int kRounds, int kTiles>
-__global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constant__ SelectParams params) {
+__global__ __launch_bounds__(kGroups<kRounds, kTiles>* kGroupThreads) void score_kernel(
+    const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 raw_smem[];
-  auto& queries = reinterpret_cast<Queries<kRounds, kTiles>*>(raw_smem)[threadIdx.x / 32];
-  // (batch + 1) tiles before each sequence
-  int* tiles_before = reinterpret_cast<int*>(reinterpret_cast<Queries<kRounds, kTiles>*>(raw_smem) + kWarps);
-  const int lane = threadIdx.x % 32, heads = params.sketches.heads_k;
+  auto* all_queries = reinterpret_cast<Queries<kRounds, kTiles>*>(raw_smem);
+  int* tiles_before =
+      reinterpret_cast<int*>(all_queries + kGroups<kRounds, kTiles>);  // (batch + 1), before each sequence
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kWarps, group = threadIdx.x / kGroupThreads;
+  const int heads = params.sketches.heads_k;
+  auto& queries = all_queries[group];
 
   wait_for_kernels_before();
   let_next_kernel_wait();
@@ -226,7 +237,7 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
     int sum = 0;
     for (int first = 0; first < params.batch; first += 32) {
       const int batch = first + lane;
-      int tiles = batch < params.batch ? (Scope(params, batch).estimated() + 15) / 16 : 0;
+      int tiles = batch < params.batch ? (Scope(params, batch).estimated() + kTile - 1) / kTile : 0;
       int inclusive = tiles;
       for (int step = 1; step < 32; step *= 2) {
         const int other = __shfl_up_sync(~0u, inclusive, step);
@@ -239,9 +250,11 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
   }
   __syncthreads();
 
-  // Warps beside each other have the heads of the same pages, whose sketches are neighbours.
-  const int warp = blockIdx.x * kWarps + threadIdx.x / 32, runs = gridDim.x * kWarps / heads;
-  const int head = warp % heads, run = warp / heads, total = tiles_before[params.batch];
+  // Groups beside each other have the heads of the same pages, whose sketches are neighbours.
+  const int place = blockIdx.x * kGroups<kRounds, kTiles> + group;
+  const int runs = gridDim.x * kGroups<kRounds, kTiles> / heads;
+  const int head = place % heads, run = place / heads;
+  const int total = tiles_before[params.batch];
   if (run >= runs) return;
   const int length = (total + runs - 1) / runs, end = min(total, (run + 1) * length);
   int tile = run * length;
@@ -257,7 +270,7 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
     const Scope scope(params, batch);
     const int full = scope.estimated(), stop = min(end, tiles_before[batch + 1]);
     const int* table = params.block_table + batch * params.block_table_stride;
-    const int first_page = (tile - tiles_before[batch]) * 16, end_page = (stop - tiles_before[batch]) * 16;
+    const int first_page = (tile - tiles_before[batch] + warp) * kTile, end_page = (stop - tiles_before[batch]) * kTile;
     // Numbers in the cache of this thread's two pages among 16. One past the end is the last one again; one that the
     // cache hasn't is its last page.
     auto find = [&](int (&numbers)[2], int page0) {
@@ -276,14 +289,13 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
       Codes<kRounds> next;
       find(numbers, first_page);
       next.load(params, numbers, head);
-      find(numbers, first_page + 16);
-      __syncwarp();
+      find(numbers, first_page + kWarps * kTile);
       fill(queries, params, scope, batch, head, first);
-      for (int page0 = first_page; page0 < end_page; page0 += 16) {
+      for (int page0 = first_page; page0 < end_page; page0 += kWarps * kTile) {
         const Codes<kRounds> codes = next;
-        if (page0 + 16 < end_page) {
+        if (page0 + kWarps * kTile < end_page) {
           next.load(params, numbers, head);
-          find(numbers, page0 + 32);
+          find(numbers, page0 + 2 * kWarps * kTile);
         }
 
         float linear[kTiles][4] = {}, deviation[kTiles][4] = {}, square[kTiles][4] = {};
@@ -322,14 +334,23 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
         for (int t = 0; t < kTiles; ++t) {
           if (first + t >= quads) continue;
           const Row of_row = queries.rows[t * kHeads + lane % 4];
+          const int counted = scope.counted((first + t) / params.quads());
+          float x[2], most = kLowest;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int page = page0 + lane / 4 + 8 * i;
-            if (page >= full) continue;
             // A query's two columns are neighbours in one thread.
-            scores[(int64_t{first + t} * params.max_blocks + page) * kHeads + lane % 4] =
-                log_mass(of_row, codes.scales[i], linear[t][2 * i] + linear[t][2 * i + 1],
-                         deviation[t][2 * i] + deviation[t][2 * i + 1], square[t][2 * i] + square[t][2 * i + 1]);
+            x[i] = log_mass(of_row, codes.scales[i], linear[t][2 * i] + linear[t][2 * i + 1],
+                            deviation[t][2 * i] + deviation[t][2 * i + 1], square[t][2 * i] + square[t][2 * i + 1]);
+            if (page < full) scores[(int64_t{first + t} * params.max_blocks + page) * kHeads + lane % 4] = x[i];
+            if (page >= counted || !finite(x[i])) x[i] = -INFINITY;
+            most = fmaxf(most, x[i]);
+          }
+          most = max_over_pages(most);
+          const float mass = sum_over_pages(exp2f((x[0] - most) * kLog2E) + exp2f((x[1] - most) * kLog2E));
+          if (lane < kHeads) {
+            const int64_t quad = (int64_t{batch} * heads + head) * params.max_seqlen_q * params.quads() + first + t;
+            params.tiles[(quad * params.tiles_of_list() + page0 / kTile) * kHeads + lane] = make_float2(most, mass);
           }
         }
       }
@@ -340,16 +361,17 @@ __global__ __launch_bounds__(32 * kWarps) void score_kernel(const __grid_constan
 
 template <int kRounds, int kTiles>
 cudaError_t launch(const SelectParams& params, int multiprocessors, cudaStream_t stream) {
+  constexpr int kOfBlock = kGroups<kRounds, kTiles>, kThreads = kOfBlock * kGroupThreads;
   auto* kernel = &score_kernel<kRounds, kTiles>;
-  const int smem = kWarps * int(sizeof(Queries<kRounds, kTiles>)) + 4 * (params.batch + 1);
+  const int smem = kOfBlock * int(sizeof(Queries<kRounds, kTiles>)) + 4 * (params.batch + 1);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
   if (error != cudaSuccess) return error;
   int blocks = 0;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, smem);
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, smem);
   if (error != cudaSuccess) return error;
-  // Every head has a warp, though there were more heads than warps at one time.
-  const int least = (params.sketches.heads_k + kWarps - 1) / kWarps;
-  return launch_dependent(kernel, std::max(blocks * multiprocessors, least), 32 * kWarps, smem, stream, 1, params);
+  // Every head has a group, though there were more heads than groups at one time.
+  const int least = (params.sketches.heads_k + kOfBlock - 1) / kOfBlock;
+  return launch_dependent(kernel, std::max(blocks * multiprocessors, least), kThreads, smem, stream, 1, params);
 }
 
 template <int kRounds>

@@ -1,7 +1,13 @@
-// Sums and maxima over a warp, in an order that is always the same.
+// Numbers that are not finite, and sums and maxima over a warp in an order that is always the same.
 #pragma once
 
+#include <cfloat>
+
 namespace lite_attention::pages {
+
+constexpr float kLowest = -FLT_MAX, kLog2E = 1.4426950408889634f;
+
+__device__ inline bool finite(float x) { return fabsf(x) <= FLT_MAX; }
 
 __device__ inline float warp_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);

@@ -152,8 +152,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
 cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
                         const Tile& tile, bool never_split, cudaStream_t stream) {
   const bool longest_first = lengths.planned() > 1 && (never_split || tile.block_m > kRowsPerWarpgroup);
-  return launch_dependent(plan_kernel, 1, kPlanThreads, 0, stream, 1, words, bounds, lengths, packing, tile, never_split,
-                          longest_first);
+  return launch_dependent(plan_kernel, 1, kPlanThreads, 0, stream, 1, words, bounds, lengths, packing, tile,
+                          never_split, longest_first);
 }
 
 }  // namespace lite_attention::sm90

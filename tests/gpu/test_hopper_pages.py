@@ -14,7 +14,7 @@ from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, se
 from lite_attention.pages.estimate import log_mass, shares
 from lite_attention.pages.layout import decode
 
-HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (32, 8), (20, 1)]
+HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (32, 8), (20, 1), (64, 1)]
 FP8 = torch.float8_e4m3fn
 HUGE = accuracy.HUGE_PAGE
 every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -363,6 +363,18 @@ def test_a_sequence_does_not_see_the_rest_of_the_batch(fp8):
         assert torch.equal(alone.bits, lists.bits[one]) and torch.equal(alone.left_out, lists.left_out[one])
         single, single_lse = step.attend(alone, one, num_splits=1)
         assert torch.equal(single[b], out[b]) and torch.equal(single_lse[:, b], lse[:, b])
+
+
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_a_list_is_the_same_by_one_block_or_several(q_len):
+    k_lens = [70_000] + [100] * 139  # alone the first has blocks to spare, in the batch one for each KV head
+    step = Step([q_len] * len(k_lens), k_lens, heads_k=1, heads=4, sharp=0.5)
+    together, alone = step.select(), step.select(slice(0, 1))
+    listed = forms_agree(step, together)
+    assert 0 < int(alone.counts) < listed.shape[-1] // 2
+    for name in ("bits", "counts", "left_out"):
+        assert torch.equal(getattr(alone, name), getattr(together, name)[:1]), name
+    assert torch.equal(alone.indices[0, 0, : int(alone.counts)], together.indices[0, 0, : int(alone.counts)])
 
 
 def test_a_graph_follows_lengths_and_queries():
