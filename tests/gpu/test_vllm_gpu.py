@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
 
 import random_model  # noqa: E402
-from agreement import agreement, is_a_tie  # noqa: E402
+from agreement import agreement, rounding  # noqa: E402
 from processes import run  # noqa: E402
 from texts import PROMPTS  # noqa: E402
 from vllm_missing import missing  # noqa: E402
@@ -88,24 +88,16 @@ def engines(model):
 
 @pytest.mark.parametrize(("runner", "cudagraph_mode"), RUNS)
 def test_smollm2_generates_what_flash_attn_generates(engines, runner, cudagraph_mode):
-    """A first difference between the tokens is excused only where either run has the two tokens tied."""
+    """A first difference between the tokens is excused only where it is of the size of rounding."""
     reported = engines[LITE, runner, cudagraph_mode].result()
     assert COMPUTES in reported.log
     assert "is not supported with" not in reported.log  # else vLLM has chosen another mode
     found, flash_attn = reported["rounds"][0], engines[PEER].result()["rounds"][0]
-    agreed = 0
-    for i, prompt in enumerate(PROMPTS):
-        (expected,), (tokens,) = flash_attn["tokens"][i], found["tokens"][i]
-        (expected_best,), (best,) = flash_attn["best"][i], found["best"][i]
-        assert len(tokens) == len(expected) == 64
-        same = next((at for at in range(64) if tokens[at] != expected[at]), 64)
-        agreed += same
-        if same < 64:
-            pair = expected[same], tokens[same]
-            tied = is_a_tie(expected_best[same], *pair) or is_a_tie(best[same], *pair)
-            print(f"prompt {i}: {pair} at {same}: FLASH_ATTN {expected_best[same]}, {LITE} {best[same]}, tied: {tied}")
-            assert tied, f"{prompt!r}: tokens differ at {same} where they are not tied: {expected_best[same]}"
-    assert agreed >= 64 * len(PROMPTS) // 4
+    apart = rounding(found, flash_attn)
+    print(f"logits are apart by {apart:.3f}")
+    assert apart < 0.3
+    assert all(len(tokens) == 64 for (tokens,) in found["tokens"])
+    assert agreement(found, flash_attn) >= 64 * len(PROMPTS) // 4
 
 
 # Lists: by name what additional_config says, the model runner, and what is captured. With lists vLLM makes of FULL what
@@ -163,7 +155,7 @@ def listed(model):
 def test_lists_of_all_pages_are_dense_attention(listed, runner):
     reported, dense = listed[f"everything {runner}"].result(), listed["dense"].result()
     assert "decodes from listed pages: eps 0.02, min_context 1048576" in reported.log
-    assert agreement(reported["rounds"][0], dense["rounds"][0], excuse=False) > 0
+    assert agreement(reported["rounds"][0], dense["rounds"][0]) > 0
     stats = reported["stats"]
     assert stats["read"] == stats["visible"] > 0 == stats["rows_listed"]
     assert reported["pages"] < dense["pages"]
@@ -249,7 +241,7 @@ def test_lists_over_an_fp8_kv_cache(random_llamas):
     """Sketches of keys as they are stored, with their scale in the selection."""
     most, few = (random_llamas[f"fp8 and {what} pages"].result() for what in ("most", "few"))
     dense = random_llamas["fp8"].result()["rounds"][0]
-    assert agreement(most["rounds"][0], dense, excuse=False) > 0
+    assert agreement(most["rounds"][0], dense) > 0
     print({name: few["stats"][name] for name in ("read", "visible", "left_out", "rows_listed", "rows_dense")})
     assert few["stats"]["rows_listed"] == 7 * 2
     assert few["stats"]["rows_dense"] == 7 * 2
