@@ -6,14 +6,15 @@
 
 Llama-8B's shapes with random weights, full CUDA graphs. Random weights need other pages than a model does, so lists are
 forced: selection runs as always, and its result is then overwritten with random pages, 15 % of those there are. What
-that overwriting takes counts against the lists. Backends run one after the other; `--out` is written after each, and a
-second run goes on from there.
+that overwriting takes counts against the lists. Engines run in processes of their own, as `vllm serve` has them
+(asynchronous scheduling), one after the other; `--out` is written after each, and a second run goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from vllm_steps import Engines, counted, keep, kept, machine, report, time_steps, wait_for_turn
 
 PAGE = 16
+FORCED = "FORCED_LISTS"
 RESERVE = 512  # tokens of the context that are generated
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,17 +45,27 @@ CONFIG = {
 }
 
 
+def force() -> None:
+    """Forces lists as the environment says. A process that vLLM forks has them too; one that it spawns runs this."""
+    from forced_lists import force_lists
+
+    force_lists(*json.loads(os.environ[FORCED]))
+
+
+if __name__ == "__mp_main__" and FORCED in os.environ:
+    force()
+
+
 def serve(arguments: argparse.Namespace) -> dict:
-    """One engine, its scheduler in this process: what it takes to prefill all requests, and then for each token."""
+    """One engine: what it takes to prefill all requests, and then for each token."""
     from vllm import LLM, SamplingParams
 
     requests, context = arguments.requests, arguments.context
     settings = {}
     if arguments.one == "LITE_ATTENTION":
         settings = {"additional_config": {"lite_attention": {"eps": 0.02}}}
-        from forced_lists import force_lists
-
-        force_lists(arguments.share, (context - RESERVE) // PAGE)
+        os.environ[FORCED] = json.dumps([arguments.share, (context - RESERVE) // PAGE])
+        force()
     compilation = {"cudagraph_capture_sizes": [1, 2, 4, 8, requests]}
     if arguments.quick:
         compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -119,9 +131,7 @@ def main() -> None:
         for name in ("requests", "context", "share", "steps", "tensor_parallel"):
             commands[backend] += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     missing = {backend: command for backend, command in commands.items() if backend not in results}
-    # Lists are forced in the process that computes: the scheduler's, or one that is forked from it.
-    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork"}
-    with Engines(missing, **variables) as engines:
+    with Engines(missing) as engines:
         for backend in missing:
             results[backend] = engines.run(backend) | machine() | {"commit": arguments.commit}
             keep(arguments.out, results)

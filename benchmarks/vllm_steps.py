@@ -90,9 +90,11 @@ def report(result: dict) -> None:
 
 
 def wait_for_turn() -> None:
-    """In a process of `Engines`: imports what an engine will, then waits until the one before has ended."""
-    import vllm.v1.worker.gpu.model_runner
-    import vllm.v1.worker.gpu_worker  # noqa: F401
+    """In a process of `Engines`: imports what an engine will, then waits until the one before has ended.
+
+    What runs on the GPU is not imported: it might initialise CUDA, after which vLLM no longer forks.
+    """
+    import vllm.v1.engine.core  # noqa: F401
     from vllm import LLM  # noqa: F401
 
     if not sys.stdin.readline():
