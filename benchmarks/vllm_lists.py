@@ -63,7 +63,7 @@ def serve(arguments: argparse.Namespace) -> dict:
     requests, context = arguments.requests, arguments.context
     settings = {}
     if arguments.one == "LITE_ATTENTION":
-        settings = {"additional_config": {"lite_attention": {"eps": 0.02}}}
+        settings = {"block_size": 16, "additional_config": {"lite_attention": {"eps": 0.02}}}
         os.environ[FORCED] = json.dumps([arguments.share, (context - RESERVE) // PAGE])
         force()
     compilation = {"cudagraph_capture_sizes": [1, 2, 4, 8, requests]}
