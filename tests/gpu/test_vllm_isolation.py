@@ -141,8 +141,9 @@ def test_among_strangers_and_after_poisoned_sketches(engines, alone):
     rounds = engines["alone"].result()["rounds"]
     together, again, sampled = rounds[len(ALONE) : len(ALONE) + 3]
     for found in (together, again):
-        same = [found["best"][i] == alone[0]["best"][i] for i in EVERY]
-        print(f"logits are the same for {[length for length, each in zip(OURS, same, strict=True) if each]}")
+        same = [i for i in EVERY if found["best"][i] == alone[0]["best"][i]]
+        print(f"logits are the same, to the bit, after prompts of {[OURS[i] for i in same]} tokens")
+        assert set(WHOLE) <= set(same)
         assert all(found["tokens"][i] == alone[0]["tokens"][i] for i in WHOLE)
         assert agreed(found, alone[0], EVERY) > 0
     assert sampled["tokens"] == alone[1]
