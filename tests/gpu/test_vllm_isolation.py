@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
@@ -104,8 +105,12 @@ def serve(model: str, runner: str, cudagraph_mode: str, changes: dict, rounds: l
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
-    model = random_model.write(tmp_path_factory.mktemp("model"), context=CONTEXT)
+def model(tmp_path_factory) -> str:
+    return random_model.write(tmp_path_factory.mktemp("model"), context=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def engines(model):
     with ThreadPoolExecutor(len(ENGINES)) as pool:
         yield {name: pool.submit(serve, model, *how) for name, how in ENGINES.items()}
 
@@ -184,6 +189,18 @@ def test_preemption(engines, alone):
     same = agreed(last, alone[0], EVERY, excuse=True)
     print(f"{same} of {NEW * len(OURS)} tokens before the first that differ")
     assert same > NEW * len(OURS) // 4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus(model, alone):
+    """One KV head on each. Sums over two GPUs round otherwise; rows are counted once."""
+    reported = serve(model, "V2", "FULL_DECODE_ONLY", IN_ONE | {"tensor_parallel_size": 2}, AGAIN[:1])
+    same = agreed(reported["rounds"][0], alone[0], EVERY)
+    print(f"{same} of {NEW * len(OURS)} tokens before the first that differ")
+    assert same > NEW * len(OURS) // 2
+    stats = reported["stats"]
+    assert stats["rows_listed"] + stats["rows_dense"] == (NEW - 1) * len(OURS)
+    assert 0.05 < stats["read"] / stats["visible"] < 0.9
 
 
 @pytest.mark.parametrize("how", ENGINES)
