@@ -33,7 +33,7 @@ KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in TESTED]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
     "errors": ([], ["tests/gpu/test_beside_fa3.py"]),
-    "vllm": ([], ["tests/gpu/test_vllm_gpu.py"]),
+    "vllm": ([], ["tests/gpu/test_vllm_isolation.py", "tests/gpu/test_vllm_gpu.py"]),
 } | {
     tool: (["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"], ["tests/gpu/test_sanitized.py"])
     for tool in ("memcheck", "racecheck", "synccheck")

@@ -2,10 +2,12 @@
 
     python benchmarks/vllm_lists.py --out result.json          # 24 requests of 32k: a GPU with 140 GB
     python benchmarks/vllm_lists.py --requests 12              # one with 80 GB
+    python benchmarks/vllm_lists.py --tensor-parallel 2        # two with 80 GB
 
 Llama-8B's shapes with random weights, full CUDA graphs. Random weights need other pages than a model does, so lists are
 forced: selection runs as always, and its result is then overwritten with random pages, 15 % of those there are. What
-that overwriting takes counts against the lists. Each backend has a process of its own, one after the other.
+that overwriting takes counts against the lists. Engines run in processes of their own, as `vllm serve` has them
+(asynchronous scheduling), one after the other; `--out` is written after each, and a second run goes on from there.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from vllm_steps import Engines, counted, keep, kept, machine, report, time_steps, wait_for_turn
+
 PAGE = 16
-ALWAYS = 5  # the newest pages, which every list has
+FORCED = "FORCED_LISTS"
 RESERVE = 512  # tokens of the context that are generated
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -44,102 +45,65 @@ CONFIG = {
 }
 
 
-def force_lists(share: float, context: int) -> None:
-    """Makes the lists of long contexts in this process's layers random ones, of this share of their pages."""
-    import torch
+def force() -> None:
+    """Forces lists as the environment says. A process that vLLM forks has them too; one that it spawns runs this."""
+    from forced_lists import force_lists
 
-    from vllm_plugin import listing
-
-    select_pages = listing.select_pages
-    pages = context // PAGE
-    count = round(share * pages)
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(rows: int, heads: int) -> torch.Tensor:
-        """First page, random ones before the part that is generated, room for the newest."""
-        middle = torch.rand(rows, heads, pages - RESERVE // PAGE - ALWAYS, generator=generator).argsort(-1) + 1
-        middle = middle[..., : count - 1 - ALWAYS].sort(-1).values
-        newest = torch.zeros(rows, heads, ALWAYS, dtype=torch.long)
-        return torch.cat([torch.zeros(rows, heads, 1, dtype=torch.long), middle, newest], -1).int()
-
-    cache: dict[tuple[int, int], torch.Tensor] = {}
-
-    def forced(q: torch.Tensor, sketch: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, *rest, **kwargs):
-        lists = select_pages(q, sketch, starts, lengths, *rest, **kwargs)
-        shape = lists.counts.shape
-        if shape not in cache:
-            cache[shape] = drawn(*shape).to(q.device)
-        held = (lengths + PAGE - 1) // PAGE
-        long = (held > pages - RESERVE // PAGE)[:, None]
-        indices = cache[shape]
-        indices[..., -ALWAYS:] = (held[:, None] - torch.arange(ALWAYS, 0, -1, device=q.device))[:, None]
-        lists.indices[..., :count].copy_(torch.where(long[..., None], indices, lists.indices[..., :count]))
-        lists.counts.copy_(torch.where(long, count, lists.counts))
-        return lists
-
-    listing.select_pages = forced
+    force_lists(*json.loads(os.environ[FORCED]))
 
 
-def serve(backend: str, requests: int, context: int, share: float, steps: int, quick: bool) -> dict:
-    """One engine in this process: what it takes to prefill all requests, and then for each token."""
-    import torch
+if __name__ == "__mp_main__" and FORCED in os.environ:
+    force()
+
+
+def serve(arguments: argparse.Namespace) -> dict:
+    """One engine: what it takes to prefill all requests, and then for each token."""
     from vllm import LLM, SamplingParams
 
+    requests, context = arguments.requests, arguments.context
     settings = {}
-    if backend == "LITE_ATTENTION":
-        settings = {"additional_config": {"lite_attention": {"eps": 0.02}}}
-        force_lists(share, context)
+    if arguments.one == "LITE_ATTENTION":
+        settings = {"block_size": 16, "additional_config": {"lite_attention": {"eps": 0.02}}}
+        os.environ[FORCED] = json.dumps([arguments.share, (context - RESERVE) // PAGE])
+        force()
     compilation = {"cudagraph_capture_sizes": [1, 2, 4, 8, requests]}
-    if quick:
+    if arguments.quick:
         compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as model:
         (Path(model) / "config.json").write_text(json.dumps(CONFIG))
         llm = LLM(
             model=model,
             load_format="dummy",
             skip_tokenizer_init=True,
-            attention_backend=backend,
+            attention_backend=arguments.one,
             dtype="bfloat16",
             max_model_len=context,
             max_num_seqs=requests,
             gpu_memory_utilization=0.95,
+            tensor_parallel_size=arguments.tensor_parallel,
             enable_prefix_caching=False,
             compilation_config=compilation,
             **settings,
         )
-    engine = llm.llm_engine
+    started = time.perf_counter() - start
     params = SamplingParams(temperature=0, max_tokens=RESERVE, ignore_eos=True, detokenize=False)
-    start = time.perf_counter()
-    for i in range(requests):
-        prompt = [(1000 + 7919 * i + 31 * t) % 120000 for t in range(context - RESERVE)]
-        engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
-    begun: set[str] = set()
-    while len(begun) < requests:
-        begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
-    prefill = time.perf_counter() - start
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        outputs = engine.step()
-        times.append(1000 * (time.perf_counter() - start))
-        assert len(outputs) == requests, f"{len(outputs)} of {requests} requests got a token"
+    prompts = [[(1000 + 7919 * i + 31 * t) % 120000 for t in range(context - RESERVE)] for i in range(requests)]
+    found, _ = time_steps(llm.llm_engine, prompts, params, arguments.steps)
     result = {
-        "backend": backend,
+        "backend": arguments.one,
         "requests": requests,
         "context": context,
-        "ms_per_token": statistics.median(times[8:]),
-        "ms_quartiles": statistics.quantiles(times[8:], n=4),
-        "prefill_s": prefill,
-        "torch_compile": not quick,
-        "gpu": torch.cuda.get_device_name(),
-        "pages": engine.vllm_config.cache_config.num_gpu_blocks,
+        "tensor_parallel": arguments.tensor_parallel,
+        "start_s": started,
+        "torch_compile": not arguments.quick,
+        "kv_cache_pages": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
+        **found,
     }
     if settings:
-        import lite_attention
-
-        time.sleep(2.5)
-        stats = lite_attention.stats()
-        result |= {"share_forced": share, "rows_listed": stats.rows_listed, "sketch_bytes": stats.sketch_bytes}
+        result |= {"share_forced": arguments.share, **counted()}
+        if abs(result["pages_read"] - arguments.share) > 0.02:
+            raise RuntimeError(f"lists are not those that were to be forced: {result}")
     return result
 
 
@@ -148,35 +112,33 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--share", type=float, default=0.15, help="of pages in each list")
-    parser.add_argument("--steps", type=int, default=72)
+    parser.add_argument("--steps", type=int, default=64, help="that are timed")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs")
     parser.add_argument("--backends", nargs="+", default=["LITE_ATTENTION", "FLASH_ATTN"])
     parser.add_argument("--out", type=Path, help="a file for the results, JSON")
+    parser.add_argument("--commit", default="unknown", help="what is being measured")
     parser.add_argument("--quick", action="store_true", help="without torch.compile, which takes a minute to start")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        result = serve(args.one, args.requests, args.context, args.share, args.steps, args.quick)
-        print("RESULT", json.dumps(result), flush=True)
+    arguments = parser.parse_args()
+    if arguments.one:
+        wait_for_turn()
+        report(serve(arguments))
         return
-    results = []
-    for backend in args.backends:
-        command = [sys.executable, __file__, "--one", backend]
-        for name in ("requests", "context", "share", "steps"):
-            command += [f"--{name}", str(getattr(args, name))]
-        command += ["--quick"] if args.quick else []
-        # In one process: the lists are forced in the process that computes, and the steps are timed in it.
-        environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-        lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-        if run.returncode or not lines:
-            sys.exit(f"{backend} ended with {run.returncode}:\n{run.stdout[-4000:]}")
-        results.append(json.loads(lines[0].removeprefix("RESULT ")))
-        print(json.dumps(results[-1]), flush=True)
-        if args.out:
-            args.out.write_text(json.dumps(results, indent=1))
-    by_backend = {result["backend"]: result["ms_per_token"] for result in results}
-    if len(by_backend) == 2:
-        print(f"FLASH_ATTN / LITE_ATTENTION: {by_backend['FLASH_ATTN'] / by_backend['LITE_ATTENTION']:.2f}")
+    results = kept(arguments.out)
+    commands = {}
+    for backend in arguments.backends:
+        commands[backend] = [__file__, "--one", backend, *(["--quick"] if arguments.quick else [])]
+        for name in ("requests", "context", "share", "steps", "tensor_parallel"):
+            commands[backend] += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    missing = {backend: command for backend, command in commands.items() if backend not in results}
+    with Engines(missing) as engines:
+        for backend in missing:
+            results[backend] = engines.run(backend) | machine() | {"commit": arguments.commit}
+            keep(arguments.out, results)
+            print(json.dumps(results[backend]), flush=True)
+    ms = [results[name]["ms_per_token"] for name in ("FLASH_ATTN", "LITE_ATTENTION") if name in results]
+    if len(ms) == 2:
+        print(f"FLASH_ATTN / LITE_ATTENTION: {ms[0] / ms[1]:.2f}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from vllm.v1.attention.backend import (
 )
 
 import lite_attention
-from vllm_plugin import metrics, settings, sketches
+from vllm_plugin import metrics, settings, sketches, warmup
 from vllm_plugin.decoding import Decoding, DecodingSplit, after
 from vllm_plugin.graphs import query_len_of_tile
 from vllm_plugin.listing import Listing, layer_index
@@ -123,6 +123,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         for slot, (_, listing) in enumerate(listed):
             listing.tally, listing.slot = self.tally, slot
         metrics.publish(self.layer_names[0], self.tally)
+        if self.on_gpu:
+            warmup.install()
         logger.info_once(
             "%s decodes from listed pages: eps %g, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
             "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",

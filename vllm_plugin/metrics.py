@@ -115,6 +115,12 @@ def publish(key: str, tally: Tally) -> None:
     _publisher.tallies[key] = tally
 
 
+def warmed_up() -> None:
+    """Tells the tallies of this worker that vLLM has warmed up."""
+    for tally in tuple(_publisher.tallies.values()) if _publisher else ():
+        tally.warmed_up()
+
+
 @dataclass(frozen=True)
 class DecodeStats:
     """What the engines of this process have decoded from lists so far.

@@ -40,6 +40,7 @@ class Tally:
         """`thirds`: for each layer which of `GROUPS` it is in; `rows`: the most rows of a step."""
         self.layers, self.heads_k, self.min_context, self.sketch_bytes = len(thirds), heads_k, min_context, sketch_bytes
         self.serving = False
+        self._warm = False
         self._layers_of = torch.tensor([thirds.count(group) for group in range(len(GROUPS))])
         self._third = torch.tensor(thirds, device=device)
         self._counts = torch.zeros(self.layers, rows, heads_k, dtype=torch.int32, device=device)
@@ -68,8 +69,14 @@ class Tally:
 
     def start(self) -> None:
         """Counts from here on: what vLLM ran before was to warm up."""
-        self.serving = True
         self._totals.zero_()
+        self._copy.zero_()  # until a step has sent the totals again
+        self.serving = True
+
+    def warmed_up(self) -> None:
+        """Takes back a start that the warm-up made. Only the first call does: another engine's is none of ours."""
+        if not self._warm:
+            self._warm, self.serving = True, False
 
     def snapshot(self) -> dict[str, list[float] | float]:
         """The totals as the host has them: lists have an entry for each of `GROUPS`."""

@@ -7,8 +7,6 @@ or tools/smollm2.py fetches.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -24,20 +22,13 @@ ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
 
 import random_model  # noqa: E402
+from agreement import agreement, rounding  # noqa: E402
 from processes import run  # noqa: E402
 from texts import PROMPTS  # noqa: E402
+from vllm_missing import missing  # noqa: E402
 
 LITE = "LITE_ATTENTION"
 COMPUTES = f"{LITE} {__version__} computes attention by the kernel for NVIDIA"
-
-
-def missing() -> str | None:
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:  # tests/vllm looks like a package without code
-        return "vLLM is not installed in this environment"
-    if not importlib.metadata.entry_points(group="vllm.platform_plugins", name="lite_attention"):
-        return "vLLM finds no entry points of LiteAttention in this environment"
-    return None
 
 
 pytestmark = [pytest.mark.skipif(missing() is not None, reason=str(missing())), pytest.mark.timeout(1800)]
@@ -95,35 +86,18 @@ def engines(model):
         yield {choice: pool.submit(smollm2, model, *choice) for choice in choices}
 
 
-def is_a_tie(logits: dict[str, float], first: int, second: int) -> bool:
-    """Whether two of the logits at a position are equal but for bfloat16 rounding: 2 units in the last place."""
-    a, b = logits.get(str(first)), logits.get(str(second))
-    if a is None or b is None:
-        return False
-    ulp = 2.0 ** (math.floor(math.log2(max(abs(a), abs(b), 1e-6))) - 7)
-    return abs(a - b) <= 2 * ulp
-
-
 @pytest.mark.parametrize(("runner", "cudagraph_mode"), RUNS)
 def test_smollm2_generates_what_flash_attn_generates(engines, runner, cudagraph_mode):
-    """A first difference between the tokens is excused only where either run has the two tokens tied."""
+    """A first difference between the tokens is excused only where it is of the size of rounding."""
     reported = engines[LITE, runner, cudagraph_mode].result()
     assert COMPUTES in reported.log
     assert "is not supported with" not in reported.log  # else vLLM has chosen another mode
     found, flash_attn = reported["rounds"][0], engines[PEER].result()["rounds"][0]
-    agreed = 0
-    for i, prompt in enumerate(PROMPTS):
-        (expected,), (tokens,) = flash_attn["tokens"][i], found["tokens"][i]
-        (expected_best,), (best,) = flash_attn["best"][i], found["best"][i]
-        assert len(tokens) == len(expected) == 64
-        same = next((at for at in range(64) if tokens[at] != expected[at]), 64)
-        agreed += same
-        if same < 64:
-            pair = expected[same], tokens[same]
-            tied = is_a_tie(expected_best[same], *pair) or is_a_tie(best[same], *pair)
-            print(f"prompt {i}: {pair} at {same}: FLASH_ATTN {expected_best[same]}, {LITE} {best[same]}, tied: {tied}")
-            assert tied, f"{prompt!r}: tokens differ at {same} where they are not tied: {expected_best[same]}"
-    assert agreed >= 64 * len(PROMPTS) // 4
+    apart = rounding(found, flash_attn)
+    print(f"logits are apart by {apart:.3f}")
+    assert apart < 0.3
+    assert all(len(tokens) == 64 for (tokens,) in found["tokens"])
+    assert agreement(found, flash_attn) >= 64 * len(PROMPTS) // 4
 
 
 # Lists: by name what additional_config says, the model runner, and what is captured. With lists vLLM makes of FULL what
@@ -166,6 +140,7 @@ def smollm2_by_lists(model: str, settings: dict | None, runner: str, cudagraph_m
     return run(
         "probe_pages.py",
         {"engine": engine, "rounds": [{"prompts": PROMPTS + LONG, "sampling": sampling}]},
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # starts in half the time
         VLLM_USE_V2_MODEL_RUNNER="1" if runner == "V2" else "0",
     )
 
@@ -176,24 +151,11 @@ def listed(model):
         yield {name: pool.submit(smollm2_by_lists, model, *how) for name, how in LISTED.items()}
 
 
-def agreement(found: dict, expected: dict, excuse: bool) -> int:
-    """How many tokens come before the first that differs, over all prompts; without `excuse`, that must be a tie."""
-    agreed = 0
-    for i, ((tokens,), (others,)) in enumerate(zip(found["tokens"], expected["tokens"], strict=True)):
-        same = next((at for at in range(64) if tokens[at] != others[at]), 64)
-        agreed += same
-        if same < 64 and not excuse:
-            pair = others[same], tokens[same]
-            best, expected_best = found["best"][i][0][same], expected["best"][i][0][same]
-            assert is_a_tie(best, *pair) or is_a_tie(expected_best, *pair), f"prompt {i} differs at {same}: {best}"
-    return agreed
-
-
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_lists_of_all_pages_are_dense_attention(listed, runner):
     reported, dense = listed[f"everything {runner}"].result(), listed["dense"].result()
     assert "decodes from listed pages: eps 0.02, min_context 1048576" in reported.log
-    assert agreement(reported["rounds"][0], dense["rounds"][0], excuse=False) > 0
+    assert agreement(reported["rounds"][0], dense["rounds"][0]) > 0
     stats = reported["stats"]
     assert stats["read"] == stats["visible"] > 0 == stats["rows_listed"]
     assert reported["pages"] < dense["pages"]
@@ -215,8 +177,18 @@ def test_graphs_decode_from_lists_as_eager_steps_do(listed, how):
     assert 0 < stats["left_out"] < 0.02
 
 
-def random_llama(model: str, backend: str, kv_cache_dtype: str):
-    """The first round of a model of random weights: prefill in chunks, decode by full CUDA graphs."""
+FEW = {"eps": 0.3, "min_context": 100, "newest": 16}
+RANDOM = {
+    "plain": (LITE, "auto", None),
+    "fp8": (LITE, "fp8", None),
+    "FLASH_ATTN fp8": ("FLASH_ATTN", "fp8", None),
+    "fp8 and all pages": (LITE, "fp8", {"eps": 0.01}),
+    "fp8 and few pages": (LITE, "fp8", FEW),
+}
+
+
+def random_llama(model: str, backend: str, kv_cache_dtype: str, settings: dict | None):
+    """A model of random weights: prefill in chunks, decode by full CUDA graphs."""
     engine = {
         "model": model,
         "skip_tokenizer_init": True,
@@ -225,6 +197,7 @@ def random_llama(model: str, backend: str, kv_cache_dtype: str):
         "dtype": "bfloat16",
         "max_model_len": 1024,
         "seed": 0,
+        "gpu_memory_utilization": 0.1,
         "kv_cache_memory_bytes": 1 << 28,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 256,
@@ -234,28 +207,46 @@ def random_llama(model: str, backend: str, kv_cache_dtype: str):
             "cudagraph_mode": "FULL_DECODE_ONLY",
             "cudagraph_capture_sizes": [1, 2, 4],
         },
+        "additional_config": {"lite_attention": settings} if settings else {},
     }
     sampling = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "detokenize": False, "logprobs": 20}
     prompts = random_model.prompts(700, 33, 300, 5)
     rounds = [{"prompts": prompts, "sampling": sampling}]
     # In one process, which starts in half the time.
-    reported = run("probe_engine.py", {"engine": engine, "rounds": rounds}, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    reported = run("probe_pages.py", {"engine": engine, "rounds": rounds}, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert backend != LITE or COMPUTES in reported.log
-    return reported["rounds"][0]
+    return reported
 
 
-def test_fp8_kv_cache(tmp_path):
+@pytest.fixture(scope="module")
+def random_llamas(tmp_path_factory):
+    model = random_model.write(tmp_path_factory.mktemp("random"))
+    with ThreadPoolExecutor(len(RANDOM)) as pool:
+        yield {name: pool.submit(random_llama, model, *how) for name, how in RANDOM.items()}
+
+
+def test_fp8_kv_cache(random_llamas):
     """As close to a cache of bfloat16 as FLASH_ATTN's FP8, which rounds queries and probabilities to FP8 too."""
-    model = random_model.write(tmp_path)
-    plain = random_llama(model, LITE, "auto")
-    fp8 = random_llama(model, LITE, "fp8")
-    theirs = random_llama(model, "FLASH_ATTN", "fp8")
+    names = "plain", "fp8", "FLASH_ATTN fp8"
+    plain, fp8, theirs = (random_llamas[name].result()["rounds"][0] for name in names)
     ours_apart, theirs_apart = (random_model.logits_apart(plain, other) for other in (fp8, theirs))
     print(f"logits apart from those of a bfloat16 cache: {LITE} {ours_apart:.3f}, FLASH_ATTN {theirs_apart:.3f}")
     assert all(len(tokens) == 8 for (tokens,) in fp8["tokens"])
     assert 0.03 < ours_apart < 0.2
     assert ours_apart <= 1.2 * theirs_apart
     assert sum(a[0][:4] == b[0][:4] for a, b in zip(plain["tokens"], fp8["tokens"], strict=True)) >= 2
+
+
+def test_lists_over_an_fp8_kv_cache(random_llamas):
+    """Sketches of keys as they are stored, with their scale in the selection."""
+    every, few = (random_llamas[f"fp8 and {what} pages"].result() for what in ("all", "few"))
+    dense = random_llamas["fp8"].result()["rounds"][0]
+    assert agreement(every["rounds"][0], dense) > 0
+    print({name: few["stats"][name] for name in ("read", "visible", "left_out", "rows_listed", "rows_dense")})
+    assert few["stats"]["rows_listed"] == 7 * 2
+    assert few["stats"]["rows_dense"] == 7 * 2
+    assert 0.1 < few["stats"]["read"] / few["stats"]["visible"] < 0.95
+    assert few["stats"]["left_out"] > 0.02
 
 
 LLAMA_8B = {

@@ -16,14 +16,14 @@ def best(logprobs) -> list[dict]:
     return [{token: entry.logprob for token, entry in position.items()} for position in logprobs or ()]
 
 
+def as_prompt(prompt: str | list[int]) -> str | dict:
+    return {"prompt_token_ids": prompt} if isinstance(prompt, list) else prompt
+
+
 def generate(llm, prompts: list, sampling: dict) -> dict:
     from vllm import SamplingParams
 
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt} if isinstance(prompt, list) else prompt for prompt in prompts],
-        SamplingParams(**sampling),
-        use_tqdm=False,
-    )
+    outputs = llm.generate([*map(as_prompt, prompts)], SamplingParams(**sampling), use_tqdm=False)
     return {
         "tokens": [[list(sample.token_ids) for sample in output.outputs] for output in outputs],
         "cached": [output.num_cached_tokens for output in outputs],

@@ -1,7 +1,8 @@
 """Runs vLLM's offline engine with lists, and reports what it generated and what it counted.
 
-Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache. Output:
-the rounds that generated, the engine's counters, `lite_attention.stats()` or None, and the number of pages.
+Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache, or have
+{"abort": {"after": steps, "requests": [their places]}}. Output: the rounds that generated, the engine's counters,
+`lite_attention.stats()` or None, and the number of pages.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import sys
 import time
 
-from probe_engine import generate
+from probe_engine import as_prompt, best, generate
 from processes import report
 
 
@@ -25,6 +26,25 @@ def poison(worker) -> int:
             view[..., :16] = 0x3F  # offsets and steps of 0.75, so that means are up to 192
             count += view.shape[0] * view.shape[1]
     return count
+
+
+def generate_with_aborts(llm, prompts: list, sampling: dict, abort: dict) -> dict:
+    """As `generate`, with requests that leave after some steps: nothing is told of those."""
+    from vllm import SamplingParams
+
+    engine, done, steps = llm.llm_engine, {}, 0
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), as_prompt(prompt), SamplingParams(**sampling))
+    while engine.has_unfinished_requests():
+        if steps == abort["after"]:
+            engine.abort_request([str(i) for i in abort["requests"]])
+        done |= {int(output.request_id): output for output in engine.step() if output.finished}
+        steps += 1
+    stayed = [done[i].outputs for i in range(len(prompts)) if i not in abort["requests"]]
+    return {
+        "tokens": [[list(sample.token_ids) for sample in samples] for samples in stayed],
+        "best": [[best(sample.logprobs) for sample in samples] for samples in stayed],
+    }
 
 
 def counted() -> dict | None:
@@ -48,6 +68,8 @@ if __name__ == "__main__":
     for each in request["rounds"]:
         if each.get("poison"):
             assert all(llm.collective_rpc(poison))
+        elif "abort" in each:
+            rounds.append(generate_with_aborts(llm, each["prompts"], each["sampling"], each["abort"]))
         else:
             rounds.append(generate(llm, each["prompts"], each["sampling"]))
     counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}

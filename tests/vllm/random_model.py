@@ -10,7 +10,9 @@ import torch
 VOCABULARY = 1000
 
 
-def write(folder: Path, *, layers: int = 4, heads: int = 8, kv_heads: int = 2, head_dim: int = 128) -> str:
+def write(
+    folder: Path, *, layers: int = 4, heads: int = 8, kv_heads: int = 2, head_dim: int = 128, context: int = 2048
+) -> str:
     """Writes the model in bfloat16; returns its path."""
     from safetensors.torch import save_file
 
@@ -48,7 +50,7 @@ def write(folder: Path, *, layers: int = 4, heads: int = 8, kv_heads: int = 2, h
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

@@ -141,7 +141,13 @@ def test_the_tally_adds_steps():
 
     step([33, 50, 64, 0], [False, False, True, False])  # below min_context, listed, part of a prompt, padding
     assert tally.snapshot()["rows_listed"] == 0  # that was to warm up
+    tally.start()  # by a prompt of the warm-up
+    step([33, 50, 64, 0], [False, False, True, False])
+    tally.warmed_up()
+    assert not tally.serving
     tally.start()
+    assert tally.snapshot()["rows_listed"] == 0  # also before a step is done
+    tally.warmed_up()  # of another engine
     for _ in range(2):
         step([33, 50, 64, 0], [False, False, True, False])
     found = tally.snapshot()
@@ -155,6 +161,20 @@ def test_the_tally_adds_steps():
         "rows_dense": 4,
         "sketch_bytes": 999,
     }
+
+
+def test_the_end_of_the_warm_up_is_told(monkeypatch):
+    from vllm.v1.worker import gpu_worker
+
+    from vllm_plugin import metrics, warmup
+
+    told = []
+    monkeypatch.setattr(metrics, "warmed_up", lambda: told.append(len(told)))
+    monkeypatch.setattr(gpu_worker.Worker, "compile_or_warm_up_model", lambda self: "times")
+    for _ in range(2):
+        warmup.install()
+    assert gpu_worker.Worker.compile_or_warm_up_model(object()) == "times"
+    assert told == [0]
 
 
 def engine(**changes) -> SimpleNamespace:

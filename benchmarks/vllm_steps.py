@@ -1,0 +1,146 @@
+"""What the benchmarks of vLLM have in common: timing the steps of an engine, and a process for each engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WARM_UP = 8  # steps that don't count
+MARK = "RESULT "  # before a result, among all that vLLM prints
+
+
+def time_steps(engine: object, prompts: list, params: object, steps: int) -> tuple[dict, list[list[int]]]:
+    """Prefills all prompts, then times steps in which every request gets a token.
+
+    Requests come at once, as to `LLM.generate`: the first of them decode while the last are prefilled, and are to have
+    tokens left. Returns the times, and the tokens of each request so far.
+    """
+    start = time.perf_counter()
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+    tokens: dict[str, list[int]] = {}
+    told = 0
+    while len(tokens) < len(prompts):
+        _take(engine.step(), tokens)
+        if len(tokens) >= min(told + 16, len(prompts)):
+            told = len(tokens)
+            print(f"{told} of {len(prompts)} requests decode, {time.perf_counter() - start:.1f} s", flush=True)
+    prefill = time.perf_counter() - start
+    times = []
+    for _ in range(WARM_UP + steps):
+        start = time.perf_counter()
+        got = _take(engine.step(), tokens)
+        times.append(1000 * (time.perf_counter() - start))
+        assert got == len(prompts), f"{got} of {len(prompts)} requests got a token"
+    times = times[WARM_UP:]
+    found = {
+        "ms_per_token": statistics.median(times),
+        "ms_quartiles": statistics.quantiles(times, n=4),
+        "steps": steps,
+        "prefill_s": prefill,
+    }
+    return found, [tokens[str(i)] for i in range(len(prompts))]
+
+
+def _take(outputs: list, tokens: dict[str, list[int]]) -> int:
+    """Keeps the tokens of a step's outputs; returns how many requests got one."""
+    got = 0
+    for output in outputs:
+        so_far = output.outputs[0].token_ids
+        got += len(so_far) > len(tokens.get(output.request_id, ()))
+        if so_far:
+            tokens[output.request_id] = list(so_far)
+    return got
+
+
+def counted() -> dict:
+    """What lists have read so far, in the processes of this engine."""
+    import lite_attention
+
+    time.sleep(2.5)  # until the counters are brought up to date
+    stats = lite_attention.stats()
+    return {
+        "pages_read": stats.read / max(stats.visible, 1),
+        "left_out_estimate": stats.left_out,
+        "rows_listed": stats.rows_listed,
+        "rows_dense": stats.rows_dense,
+        "sketch_bytes": stats.sketch_bytes,
+        "read_by_layers": stats.read_by_layers,
+    }
+
+
+def machine() -> dict:
+    """The GPU and the versions, without touching the GPU, or the imports that take as long as an engine's start."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
+    name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "vllm")}
+    return {"gpu": name, "driver": driver} | versions
+
+
+def report(result: dict) -> None:
+    """Hands a result to the process that runs this one."""
+    print(f"\n{MARK}{json.dumps(result)}", flush=True)
+
+
+def wait_for_turn() -> None:
+    """In a process of `Engines`: imports what an engine will, then waits until the one before has ended.
+
+    What runs on the GPU is not imported: it might initialise CUDA, after which vLLM no longer forks.
+    """
+    import vllm.v1.engine.core  # noqa: F401
+    from vllm import LLM  # noqa: F401
+
+    if not sys.stdin.readline():
+        sys.exit("the process that gives turns has ended")
+
+
+class Engines:
+    """A process for each engine: they import side by side and compute in turn."""
+
+    def __init__(self, commands: dict[str, list[str]], **variables: str) -> None:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._waiting = {
+            name: subprocess.Popen([sys.executable, *command], env=environment, **pipes)
+            for name, command in commands.items()
+        }
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._waiting.values():
+            process.kill()
+
+    def run(self, name: str) -> dict:
+        """What an engine hands to `report`. The rest of its output goes on to this process's stderr."""
+        result = None
+        with self._waiting.pop(name) as process:
+            process.stdin.write("your turn\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    result = json.loads(line.removeprefix(MARK))
+                else:
+                    print(f"{name}: {line}", end="", file=sys.stderr, flush=True)
+        if process.returncode or result is None:
+            raise RuntimeError(f"{name} ended with {process.returncode}")
+        return result
+
+
+def kept(out: Path | None) -> dict[str, dict]:
+    """Results of a run before, by what was run; none where there is no file."""
+    return json.loads(out.read_text()) if out and out.exists() else {}
+
+
+def keep(out: Path | None, results: dict[str, dict]) -> None:
+    """Each time: a run that is cut short has what it measured."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1))
