@@ -39,7 +39,8 @@ Strides strides_of(const Tensor& x, bool batched) {
 
 void check_operand(const Tensor& x, const Tensor& q, ScalarType type, const char* name) {
   STD_TORCH_CHECK(x.is_cuda() && x.get_device_index() == q.get_device_index() && x.scalar_type() == type,
-                  "lite_attention: ", name, " must have the device of q and the dtype of q, or with k that of k");
+                  "lite_attention: ", name,
+                  " must have the device of q and the dtype of q, or with k that of k; out is bfloat16 where q is FP8");
   const int64_t grain = type == ScalarType::Float8_e4m3fn ? 16 : 8;
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.stride(x.dim() - 1) == 1;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) % grain == 0);
@@ -47,14 +48,16 @@ void check_operand(const Tensor& x, const Tensor& q, ScalarType type, const char
                   " needs a contiguous head_dim, 16-byte alignment and strides in multiples of ", grain, " elements");
 }
 
-Descale descale_of(const OptionalTensor& x, const char* name, sm90::KeyType keys, int64_t batch, int64_t heads_k) {
-  STD_TORCH_CHECK(!x || keys == sm90::KeyType::kE4M3, "lite_attention: ", name,
-                  " is for float8_e4m3fn keys and values");
+Descale descale_of(const OptionalTensor& x, const char* name, bool fp8, int64_t batch, int64_t heads_k) {
+  STD_TORCH_CHECK(!x || fp8, "lite_attention: ", name, " is for float8_e4m3fn");
   return lite_attention::descale_of(x, name, batch, heads_k);
 }
 
-sm90::KeyType keys_of(const Tensor& k) {
-  return k.scalar_type() == ScalarType::Float8_e4m3fn ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries;
+bool is_fp8(const Tensor& x) { return x.scalar_type() == ScalarType::Float8_e4m3fn; }
+
+sm90::KeyType key_type(bool fp8_q, bool fp8_kv) {
+  if (!fp8_kv) return sm90::KeyType::kAsQueries;
+  return fp8_q ? sm90::KeyType::kE4M3Queries : sm90::KeyType::kE4M3;
 }
 
 struct Heads {
@@ -62,7 +65,7 @@ struct Heads {
 };
 
 // Which tile serves a call, and how heads are packed into it. A function of what the plan and every launch that
-// reads it have in common: shapes, mask, paging, FP8 keys or not, and whether rows must be whole.
+// reads it have in common: shapes, mask, paging, what is FP8, and whether rows must be whole.
 struct Selection {
   sm90::TileKind kind;
   sm90::Tile tile;
@@ -99,7 +102,7 @@ struct Selection {
 
   Selection(sm90::KeyType keys, int64_t head_dim, Heads heads, int most_packed, sm90::TileKind kind) : kind(kind) {
     const int group = group_of(heads);
-    // Tiles are the same for all types of queries and score modifications.
+    // Tiles are the same for both types of output, with and without score modifications.
     sm90::Kernel kernel = sm90::find_kernel(sm90::ElementType::kBFloat16, keys, int(head_dim), kind, false);
     STD_TORCH_CHECK(kernel.launch, "lite_attention: no kernel for head_dim ", head_dim);
     tile = kernel.tile;
@@ -112,10 +115,11 @@ struct Selection {
   }
 };
 
-sm90::ElementType element_of(const Tensor& q) {
-  ScalarType type = q.scalar_type();
+// Of the output, which is that of 16-bit queries.
+sm90::ElementType element_of(const Tensor& out) {
+  ScalarType type = out.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "lite_attention: q must be bfloat16 or float16");
+                  "lite_attention: q must be bfloat16 or float16, or float8_e4m3fn beside a bfloat16 out");
   return type == ScalarType::BFloat16 ? sm90::ElementType::kBFloat16 : sm90::ElementType::kHalf;
 }
 
@@ -123,8 +127,8 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
                                 int64_t num_heads_k, int64_t head_dim, int64_t device) {
   int64_t words = 0;
   for (bool paged : {false, true}) {  // may choose another tile
-    for (sm90::KeyType keys : {sm90::KeyType::kAsQueries, sm90::KeyType::kE4M3}) {
-      if (keys == sm90::KeyType::kE4M3 && head_dim % 16 != 0) continue;
+    for (sm90::KeyType keys : {sm90::KeyType::kAsQueries, sm90::KeyType::kE4M3, sm90::KeyType::kE4M3Queries}) {
+      if (keys != sm90::KeyType::kAsQueries && head_dim % 16 != 0) continue;
       Selection selection(keys, head_dim, {num_heads, num_heads_k}, max_seqlen_q, -1, 0, paged, false);
       sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(int(device)),
                               selection.tile.cluster);
@@ -137,11 +141,12 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
 void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                             OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
                             int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
-                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged, bool fp8_kv) {
+                            int64_t window_left, int64_t window_right, int64_t num_splits, bool paged, bool fp8_kv,
+                            bool fp8_q) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  Selection selection(fp8_kv ? sm90::KeyType::kE4M3 : sm90::KeyType::kAsQueries, head_dim, {num_heads, num_heads_k},
-                      max_seqlen_q, window_left, window_right, paged, num_splits == 1);
+  Selection selection(key_type(fp8_q, fp8_kv), head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left,
+                      window_right, paged, num_splits == 1);
   sm90::PlanBounds bounds(int(batch), total_q, selection.packing.tokens_per_tile, multiprocessors(device),
                           selection.tile.cluster);
   STD_TORCH_CHECK(metadata.is_cuda() && metadata.scalar_type() == ScalarType::Int &&
@@ -177,15 +182,15 @@ struct Call {
   int64_t total_q() const { return varlen_q() ? q.size(0) : q.size(0) * q.size(1); }
   Heads heads() const { return {q.size(q.dim() - 2), k.size(k.dim() - 2)}; }
   int64_t head_dim() const { return q.size(q.dim() - 1); }
-  sm90::KeyType keys() const { return keys_of(k); }
+  sm90::KeyType keys() const { return key_type(is_fp8(q), is_fp8(k)); }
   bool empty() const { return batch() == 0 || total_q() == 0 || heads().q == 0; }
 
   void check() const {
-    const ScalarType type = q.scalar_type(), key_type = keys() == sm90::KeyType::kE4M3 ? k.scalar_type() : type;
+    const ScalarType type = q.scalar_type(), key_type = is_fp8(k) ? k.scalar_type() : type;
     check_operand(q, q, type, "q");
     check_operand(k, q, key_type, "k");
     check_operand(v, q, key_type, "v");
-    check_operand(out, q, type, "out");
+    check_operand(out, q, is_fp8(q) ? ScalarType::BFloat16 : type, "out");
     STD_TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == ScalarType::Float,
                     "lite_attention: lse must be float32 on CUDA");
   }
@@ -198,7 +203,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   cudaStream_t stream = current_stream(device);
   const bool varlen_q = call.varlen_q(), paged = call.paged();
   const bool k_batched = !paged && k.dim() == 4;
-  const sm90::ElementType element = element_of(q);
+  const sm90::ElementType element = element_of(call.out);
   const int planned_heads = params.lengths.lists.heads;
   const sm90::PlanBounds bounds(int(call.batch()) * planned_heads, call.total_q() * planned_heads,
                                 selection.packing.tokens_per_tile, multiprocessors(device), selection.tile.cluster);
@@ -237,12 +242,13 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   }
 
   const bool outer_k = paged || k_batched;
-  auto source = [&](const Tensor& x, sm90::KeyType keys, bool outer) {
+  auto source = [&](const Tensor& x, bool outer, bool swizzled) {
     // An empty tensor has no memory, and a descriptor wants an address even where no box is ever loaded through it.
     const void* data = x.numel() > 0 ? x.data_ptr() : q.data_ptr();
     return sm90::MapSource{data,
                            element,
-                           keys,
+                           is_fp8(x),
+                           swizzled,
                            x.size(x.dim() - 3),
                            x.size(x.dim() - 2),
                            call.head_dim(),
@@ -250,10 +256,13 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
                            strides_of(x, outer)};
   };
   const int columns = kernel.tile.slab_columns;
-  CUresult made = sm90::make_q_map(params.map_q, source(q, sm90::KeyType::kAsQueries, !varlen_q), columns,
-                                   params.packing.pack, params.packing.tokens_per_warpgroup);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_k, source(k, keys, outer_k), columns, params.box_rows);
-  if (made == CUDA_SUCCESS) made = sm90::make_kv_map(params.map_v, source(v, keys, outer_k), columns, params.box_rows);
+  CUresult made = sm90::make_q_map(params.map_q, source(q, !varlen_q, true), columns, params.packing.pack,
+                                   params.packing.tokens_per_warpgroup);
+  auto make_kv = [&](CUtensorMap& map, const Tensor& x, bool converted) {
+    if (made == CUDA_SUCCESS) made = sm90::make_kv_map(map, source(x, outer_k, !converted), columns, params.box_rows);
+  };
+  make_kv(params.map_k, k, keys == sm90::KeyType::kE4M3);
+  make_kv(params.map_v, v, keys != sm90::KeyType::kAsQueries);
   STD_TORCH_CHECK(made == CUDA_SUCCESS, "lite_attention: cuTensorMapEncodeTiled failed with CUresult ", int(made));
 
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
@@ -283,7 +292,7 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
          OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor scheduler_metadata, int64_t max_seqlen_q,
          int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right, double softcap,
          OptionalTensor alibi_slopes, OptionalTensor sinks, int64_t num_splits, OptionalTensor k_descale,
-         OptionalTensor v_descale) {
+         OptionalTensor v_descale, OptionalTensor q_descale) {
   const Call call{q,
                   k,
                   v,
@@ -307,8 +316,9 @@ void fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor cu
   FwdParams params;
   params.score_mod = {float(softcap), head_data(alibi_slopes, "alibi_slopes", call.heads().q),
                       alibi_slopes && alibi_slopes->dim() == 2 ? alibi_slopes->stride(0) : 0};
-  params.k_descale = descale_of(k_descale, "k_descale", call.keys(), call.batch(), call.heads().k);
-  params.v_descale = descale_of(v_descale, "v_descale", call.keys(), call.batch(), call.heads().k);
+  params.q_descale = descale_of(q_descale, "q_descale", is_fp8(q), call.batch(), call.heads().k);
+  params.k_descale = descale_of(k_descale, "k_descale", is_fp8(k), call.batch(), call.heads().k);
+  params.v_descale = descale_of(v_descale, "v_descale", is_fp8(v), call.batch(), call.heads().k);
   attend(call,
          Selection(call.keys(), call.head_dim(), call.heads(), max_seqlen_q, window_left, window_right, call.paged(),
                    call.whole_rows),
@@ -394,14 +404,15 @@ void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor ls
                   num_splits == 1};
   call.check();
   if (call.empty()) return;
+  STD_TORCH_CHECK(!is_fp8(q), "lite_attention: page lists are for bfloat16 and float16 queries");
   const Heads heads = call.heads();
   STD_TORCH_CHECK(max_seqlen_q * heads.q <= sm90::kRowsPerWarpgroup * heads.k,
                   "lite_attention: max_seqlen_q must be at most ", sm90::kRowsPerWarpgroup,
                   " / (num_heads / num_heads_k), not ", max_seqlen_q);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   FwdParams params;
-  params.k_descale = descale_of(k_descale, "k_descale", call.keys(), call.batch(), heads.k);
-  params.v_descale = descale_of(v_descale, "v_descale", call.keys(), call.batch(), heads.k);
+  params.k_descale = descale_of(k_descale, "k_descale", is_fp8(k_cache), call.batch(), heads.k);
+  params.v_descale = descale_of(v_descale, "v_descale", is_fp8(v_cache), call.batch(), heads.k);
   PageLists& lists = params.lengths.lists;
   lists.indices =
       static_cast<const int*>(contiguous_data(indices, "indices", ScalarType::Int, {call.batch(), heads.k, max_pages}));

@@ -113,6 +113,8 @@ struct FwdParams {
   Descale k_descale, v_descale;  // of FP8 keys and values
 
   SkipList skip;
+
+  Descale q_descale;  // of FP8 queries, a factor for each KV head
 };
 
 }  // namespace lite_attention

@@ -72,13 +72,15 @@ def prepare(
     num_splits: int = 0,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
+    q_descale: Tensor | None = None,
+    fp8_q: bool = False,
     out: Tensor | None = None,
     names: tuple[str, str, str] = ("k", "v", "seqused_k"),
 ) -> Problem:
     """Checks what metadata tells; allocates lse and, where it isn't given, out.
 
     `names` are what the caller calls k, v and seqused_k. Without `cu_seqlens_q` the shapes give max_seqlen_q and
-    max_seqlen_k.
+    max_seqlen_k. `fp8_q` is whether q may be FP8.
     """
     varlen, paged = cu_seqlens_q is not None, block_table is not None
     q_layout = "(total_q, num_heads, head_dim)" if varlen else "(batch, seqlen_q, num_heads, head_dim)"
@@ -86,7 +88,7 @@ def prepare(
         k_layout = "(num_blocks, page_size, num_heads_k, head_dim)"
     else:
         k_layout = "(total_k, num_heads_k, head_dim)" if varlen else "(batch, seqlen_k, num_heads_k, head_dim)"
-    check_operand("q", q, q_layout)
+    check_operand("q", q, q_layout, or_fp8=fp8_q)
     check_operand(names[0], k, k_layout, like=q, or_fp8=True)
     check_operand(names[1], v, k_layout, like=q, or_fp8=True)
     if v.dtype != k.dtype:
@@ -136,12 +138,16 @@ def prepare(
         check_floats("alibi_slopes", alibi_slopes, ((heads,), (batch, heads)), q)
     if sinks is not None:
         check_floats("sinks", sinks, ((heads,),), q)
-    k_descale = _check_descale("k_descale", k_descale, names[0], k, batch)
-    v_descale = _check_descale("v_descale", v_descale, names[1], v, batch)
+    factors_shape = batch, k.shape[-2]
+    q_descale = _check_descale("q_descale", q_descale, "q", q, factors_shape)
+    k_descale = _check_descale("k_descale", k_descale, names[0], k, factors_shape)
+    v_descale = _check_descale("v_descale", v_descale, names[1], v, factors_shape)
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(q.shape, dtype=torch.bfloat16 if q.dtype == FP8 else q.dtype, device=q.device)
     else:
-        check_operand("out", out, q_layout, like=q)
+        if q.dtype == FP8 and isinstance(out, Tensor) and out.dtype != torch.bfloat16:
+            raise wrong("out", out.dtype, f"torch.bfloat16 where q is {FP8}")
+        check_operand("out", out, q_layout, like=q, any_dtype=q.dtype == FP8)
         if out.shape != q.shape:
             raise wrong("out", f"shape {tuple(out.shape)}", f"the shape of q, {tuple(q.shape)}")
         _check_writable("out", out)
@@ -170,6 +176,7 @@ def prepare(
         num_splits,
         k_descale,
         v_descale,
+        q_descale,
     )
 
 
@@ -191,17 +198,29 @@ def check_append(problem: Problem, k: Tensor, v: Tensor) -> None:
 
 
 def check_operand(
-    name: str, x: Tensor, layout: str, like: Tensor | None = None, or_fp8: bool = False, strided: bool = False
+    name: str,
+    x: Tensor,
+    layout: str,
+    like: Tensor | None = None,
+    or_fp8: bool = False,
+    any_dtype: bool = False,
+    strided: bool = False,
 ) -> None:
-    """A tensor ranked as `layout`, with dtype (`or_fp8`) and device of `like`; no gaps in head_dim unless `strided`."""
+    """A tensor ranked as `layout`, on the device of `like`; no gaps in head_dim unless `strided`.
+
+    Its dtype is that of `like`, or one of DTYPES where there is none; FP8 too with `or_fp8`, all with `any_dtype`.
+    """
     if not isinstance(x, Tensor):
         raise wrong(name, type(x).__name__, f"a tensor {layout}")
     if x.dim() != layout.count(",") + 1:
         raise wrong(name, f"shape {tuple(x.shape)}", layout)
-    if like is None and x.dtype not in DTYPES:
-        raise wrong(name, x.dtype, " or ".join(map(str, DTYPES)))
-    if like is not None and x.dtype != like.dtype and not (or_fp8 and x.dtype == FP8):
-        raise wrong(name, x.dtype, f"the dtype of q, {like.dtype}" + (f", or {FP8}" if or_fp8 else ""))
+    works = DTYPES if like is None else (like.dtype,)
+    works = dict.fromkeys((*works, FP8) if or_fp8 else works)
+    if x.dtype not in works and not any_dtype:
+        said = list(map(str, works))
+        if like is not None:
+            said = [f"the dtype of q, {like.dtype}", *(f", or {other}" for other in said[1:])]
+        raise wrong(name, x.dtype, (" or " if like is None else "").join(said))
     if like is not None:
         _check_device(name, x, like)
     if not strided and x.shape[-1] > 1 and x.stride(-1) != 1:
@@ -244,24 +263,21 @@ def check_floats(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], like
     _check_device(name, x, like)
 
 
-def _check_descale(name: str, x: Tensor | None, of: str, stored: Tensor, batch: int) -> Tensor | None:
-    """The factors of `stored`, which the caller calls `of`, as a view (batch, heads_k)."""
+def _check_descale(name: str, x: Tensor | None, of: str, stored: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    """The factors of `stored`, which the caller calls `of`, as a view of `shape`, which is (batch, heads_k)."""
     if x is None:
         return None
-    heads_k = stored.shape[-2]
     if stored.dtype != FP8:
         raise wrong(name, f"{type(x).__name__} for {of} in {stored.dtype}", f"None, unless {of} is in {FP8}")
     if not isinstance(x, Tensor):
         raise wrong(name, type(x).__name__, "a float32 tensor")
     sizes = (1, 1, *x.shape)[-2:]
-    if x.dim() > 2 or sizes[0] not in (1, batch) or sizes[1] not in (1, heads_k):
-        raise wrong(
-            name, f"shape {tuple(x.shape)}", f"(batch, num_heads_k) = {(batch, heads_k)}, or one that broadcasts to it"
-        )
+    if x.dim() > 2 or any(have not in (1, want) for have, want in zip(sizes, shape, strict=True)):
+        raise wrong(name, f"shape {tuple(x.shape)}", f"(batch, num_heads_k) = {shape}, or one that broadcasts to it")
     if x.dtype != torch.float32:
         raise wrong(name, x.dtype, torch.float32)
     _check_device(name, x, stored)
-    return x.expand(batch, heads_k)
+    return x.expand(shape)
 
 
 def _check_device(name: str, x: Tensor, like: Tensor) -> None:

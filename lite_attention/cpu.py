@@ -7,7 +7,7 @@ Sequences of one row, which decoding has many of, share calls where their length
 and larger calls keep more threads busy. As its padding follows from its own length, a sequence's answer does not depend
 on the rest of the batch, but for the last bit of float32, which the BLAS may round either way.
 
-FP8 keys and values are computed with in float32.
+FP8 is computed with in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lite_attention import reference
-from lite_attention.problem import Problem, Sequence, dequantised, select_pages
+from lite_attention.problem import Problem, Sequence, dequantised, take
 
 BLOCK_ROWS = 128
 FOLD_ROWS = 8  # up to here the heads of a GQA group are rows of one product: 4 times as fast for one bfloat16 row
@@ -69,7 +69,7 @@ def _attend_rows(problem: Problem, sequences: list[Sequence], pages: int) -> Non
     table = problem.block_table[index].gather(1, page).flatten()
     k, v = (
         dequantised(
-            select_pages(x, table).view(batch, pages * problem.page_size, heads_k, head_dim),
+            take(x, table).view(batch, pages * problem.page_size, heads_k, head_dim),
             None if descale is None else descale[index, None],
         ).transpose(1, 2)
         for x, descale in ((problem.k, problem.k_descale), (problem.v, problem.v_descale))
@@ -81,7 +81,8 @@ def _attend_rows(problem: Problem, sequences: list[Sequence], pages: int) -> Non
         q, out, lse = problem.q, problem.out, problem.lse.T
     else:
         rows, q, out, lse = index, problem.q[:, 0], problem.out[:, 0], problem.lse[:, :, 0]
-    q = q.index_select(0, rows).view(batch, heads_k, heads // heads_k, head_dim).to(k.dtype)
+    q = dequantised(take(q, rows), problem.q_factors(index))
+    q = q.view(batch, heads_k, heads // heads_k, head_dim).to(k.dtype)
     result, result_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, attn_mask=mask, scale=problem.softmax_scale
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lite_attention.checks import wrong
-from lite_attention.problem import Problem
+from lite_attention.problem import FP8, Problem
 
 MAX_HEAD_DIM = 256
 GRAIN_BYTES = 16  # of TMA
@@ -29,8 +29,8 @@ def check_supported(problem: Problem) -> None:
     It reads metadata alone: nothing waits for the GPU.
     """
     p = problem
-    if p.q.dtype not in DTYPES:
-        raise unsupported("q", p.q.dtype, "torch.bfloat16 and torch.float16")
+    if p.q.dtype not in (*DTYPES, FP8):
+        raise unsupported("q", p.q.dtype, f"torch.bfloat16, torch.float16 and {FP8}")
     if not head_dim_supported(p.head_dim, p.fp8_kv):
         given = f"head_dim {p.head_dim}" + (f" with keys in {p.k.dtype}" if p.fp8_kv else "")
         raise unsupported("q", given, f"multiples of {head_dim_multiple(p.fp8_kv)} up to {MAX_HEAD_DIM}")

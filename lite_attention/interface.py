@@ -8,9 +8,9 @@ Common to all three:
 - A score is `softmax_scale * q.k`, then `softcap * tanh(score / softcap)` where softcap > 0, then `- slope * |p - j|`
   where ALiBi slopes are given. Softmax and its product with v accumulate in float32.
 - A row that sees no key (as when its sequence has none) gives zeros, with an lse of -inf.
-- Keys and values may be FP8 E4M3 (`torch.float8_e4m3fn`) beside other queries, as in a quantised KV cache. What is
-  stored times its `k_descale` or `v_descale` is then the value. Nothing else becomes FP8: products are of values of 16
-  bits, to which FP8 converts exactly.
+- Keys and values may be FP8 E4M3 (`torch.float8_e4m3fn`), as in a quantised KV cache, and then queries too. What is
+  stored times its `q_descale`, `k_descale` or `v_descale` is the value. Nothing else becomes FP8: queries of FP8 are
+  multiplied with keys of FP8, all other products are of values of 16 bits, to which FP8 converts exactly.
 - Memory that no row sees never reaches the result, whatever it holds: unused pages, keys past a sequence's end, unused
   entries of `block_table`.
 - The same call gives the same bits each time.
@@ -45,6 +45,7 @@ def flash_attn_func(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     num_splits: int = 0,
+    q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
     return_softmax_lse: bool = False,
@@ -54,8 +55,9 @@ def flash_attn_func(
     """Attention of a batch of sequences of one length.
 
     Args:
-        q: (batch, seqlen_q, num_heads, head_dim), bfloat16 or float16; float32 too on the CPU and for the reference.
-            Its last dimension must have stride 1, here and in k, v and out; the other strides are free.
+        q: (batch, seqlen_q, num_heads, head_dim), bfloat16 or float16; float32 too on the CPU and for the reference;
+            float8_e4m3fn where k and v are. Its last dimension must have stride 1, here and in k, v and out; the other
+            strides are free.
         k, v: (batch, seqlen_k, num_heads_k, head_dim), device of q, and dtype of q or both float8_e4m3fn; num_heads_k
             divides num_heads.
         dropout_p: only 0.0; this is inference.
@@ -72,16 +74,19 @@ def flash_attn_func(
             the batch (batch invariance); long rows of a small batch are slower then. 0 lets the scheduler cut rows
             where that balances the GPU, and larger numbers, which FlashAttention takes as a count, do the same here.
             On the other backends it changes nothing.
-        k_descale, v_descale: float32, (batch, num_heads_k) or what broadcasts to it, such as (num_heads_k,) and (): the
-            factors of FP8 keys and values, positive; None is 1.
+        q_descale, k_descale, v_descale: float32, (batch, num_heads_k) or what broadcasts to it, such as (num_heads_k,)
+            and (): the factors of FP8 queries, keys and values, positive; None is 1. The query heads of a KV head share
+            theirs.
         return_softmax_lse: return lse too.
-        out: written in place and returned: shape, dtype and device of q, not overlapping the inputs.
+        out: written in place and returned: shape, dtype and device of q, not overlapping the inputs; bfloat16 where q
+            is FP8.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the float32
             specification in plain PyTorch, on any device, slow. Nothing falls back by itself.
 
     Returns:
-        out (batch, seqlen_q, num_heads, head_dim) in the dtype of q; with `return_softmax_lse` (out, lse), where lse is
-        (batch, num_heads, seqlen_q), float32: the natural logarithm of each row's softmax denominator.
+        out (batch, seqlen_q, num_heads, head_dim) in the dtype of q, or bfloat16 where that is FP8; with
+        `return_softmax_lse` (out, lse), where lse is (batch, num_heads, seqlen_q), float32: the natural logarithm of
+        each row's softmax denominator.
 
     Raises:
         ValueError: arguments that don't fit together; the message names the argument, what it was given, and what
@@ -101,8 +106,10 @@ def flash_attn_func(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
+        fp8_q=True,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -130,6 +137,7 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
     num_splits: int = 0,
+    q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
     return_softmax_lse: bool = False,
@@ -184,8 +192,10 @@ def flash_attn_varlen_func(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
+        fp8_q=True,
         out=out,
     )
     ops.launch(problem, ops.choose(problem, backend))
@@ -214,6 +224,7 @@ def flash_attn_with_kvcache(
     return_softmax_lse: bool = False,
     *,
     sinks: Tensor | None = None,
+    q_descale: Tensor | None = None,
     k_descale: Tensor | None = None,
     v_descale: Tensor | None = None,
     scheduler_metadata: Tensor | None = None,
@@ -271,8 +282,10 @@ def flash_attn_with_kvcache(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
         num_splits=num_splits,
+        q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
+        fp8_q=True,
         out=out,
         names=("k_cache", "v_cache", "cache_seqlens"),
     )

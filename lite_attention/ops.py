@@ -24,12 +24,13 @@ SCHEMA = (
     "Tensor(c!)? scheduler_metadata, "  # it holds counters, which count during a launch
     "SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, int window_left, int window_right, "
     "float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, int num_splits=0, "
-    "Tensor? k_descale=None, Tensor? v_descale=None) -> ()"
+    "Tensor? k_descale=None, Tensor? v_descale=None, Tensor? q_descale=None) -> ()"
 )
 METADATA_SCHEMA = (
     "(Tensor(a!) metadata, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, int batch, int total_q, "
     "int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int head_dim, "
-    "int window_left, int window_right, int num_splits=0, bool paged=False, bool fp8_kv=False) -> ()"
+    "int window_left, int window_right, int num_splits=0, bool paged=False, bool fp8_kv=False, "
+    "bool fp8_q=False) -> ()"
 )
 METADATA_SIZE_SCHEMA = (
     "(int batch, int total_q, int max_seqlen_q, int num_heads, int num_heads_k, int head_dim, int device) -> int"
@@ -134,6 +135,7 @@ def launch(problem: Problem, backend: str) -> None:
         problem.num_splits,
         problem.k_descale,
         problem.v_descale,
+        problem.q_descale,
     )
 
 

@@ -36,6 +36,7 @@ class Problem:
     - num_splits: 1 forbids to compute a row in parts.
     - k, v are of the dtype of q, or both FP8: then a value is what is stored times `k_descale` or `v_descale`, float32
       (batch, heads_k) of any strides; None is 1.
+    - q may be FP8 where k and v are: then out is bfloat16, and the query heads of a KV head share its `q_descale`.
     """
 
     q: Tensor
@@ -59,6 +60,7 @@ class Problem:
     num_splits: int = 0
     k_descale: Tensor | None = None
     v_descale: Tensor | None = None
+    q_descale: Tensor | None = None
 
     @property
     def varlen(self) -> bool:
@@ -71,6 +73,10 @@ class Problem:
     @property
     def packed(self) -> bool:
         return self.varlen and not self.paged
+
+    @property
+    def fp8_q(self) -> bool:
+        return self.q.dtype == FP8
 
     @property
     def fp8_kv(self) -> bool:
@@ -113,11 +119,16 @@ class Problem:
             yield Sequence(b, q_start, q_len, starts_k[b] if self.packed else 0, k_len)
 
     def rows(self, sequence: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of q and out (q_len, heads, head_dim) and of lse (heads, q_len) of one sequence."""
-        if not self.varlen:
-            return self.q[sequence.index], self.out[sequence.index], self.lse[sequence.index]
-        rows = slice(sequence.q_start, sequence.q_start + sequence.q_len)
-        return self.q[rows], self.out[rows], self.lse[:, rows]
+        """Views of q and out (q_len, heads, head_dim) and of lse (heads, q_len) of one sequence.
+
+        FP8 queries are a copy with their scale, in float32.
+        """
+        if self.varlen:
+            rows = slice(sequence.q_start, sequence.q_start + sequence.q_len)
+            q, out, lse = self.q[rows], self.out[rows], self.lse[:, rows]
+        else:
+            q, out, lse = self.q[sequence.index], self.out[sequence.index], self.lse[sequence.index]
+        return dequantised(q, self.q_factors(sequence.index)), out, lse
 
     def keys(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
         """k and v (k_len, heads_k, head_dim) of one sequence: views, or copies where pages had to be gathered.
@@ -125,6 +136,12 @@ class Problem:
         FP8 keys and values come with their scale, in float32.
         """
         return self._keys_of(self.k, self.k_descale, sequence), self._keys_of(self.v, self.v_descale, sequence)
+
+    def q_factors(self, index: int | Tensor) -> Tensor | None:
+        """`q_descale` of one sequence by query heads, (heads,), or of several, (sequences, heads)."""
+        if self.q_descale is None:
+            return None
+        return self.q_descale[index].repeat_interleave(self.heads // self.heads_k, -1)
 
     def slopes(self, sequence: Sequence) -> Tensor | None:
         """ALiBi slopes (heads,) of one sequence."""
@@ -135,7 +152,7 @@ class Problem:
     def _keys_of(self, x: Tensor, descale: Tensor | None, sequence: Sequence) -> Tensor:
         if self.block_table is not None:
             pages = self.block_table[sequence.index, : -(-sequence.k_len // x.shape[1])]
-            x = select_pages(x, pages).flatten(0, 1)[: sequence.k_len]
+            x = take(x, pages).flatten(0, 1)[: sequence.k_len]
         elif self.packed:
             x = x[sequence.k_start : sequence.k_start + sequence.k_len]
         else:
@@ -143,9 +160,9 @@ class Problem:
         return dequantised(x, None if descale is None else descale[sequence.index])
 
 
-def select_pages(x: Tensor, pages: Tensor) -> Tensor:
-    """A copy of these pages of x. FP8 goes as bytes, which PyTorch indexes on every device."""
-    return as_bytes(x).index_select(0, pages).view(x.dtype)
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """A copy of these pages or rows of x. FP8 goes as bytes, which PyTorch indexes on every device."""
+    return as_bytes(x).index_select(0, index).view(x.dtype)
 
 
 def as_bytes(x: Tensor) -> Tensor:
@@ -154,7 +171,7 @@ def as_bytes(x: Tensor) -> Tensor:
 
 
 def dequantised(x: Tensor, descale: Tensor | None) -> Tensor:
-    """x (..., heads_k, head_dim) as it is, or if it is FP8 in float32, times `descale` (..., heads_k)."""
+    """x (..., heads, head_dim) as it is, or if it is FP8 in float32, times `descale` (..., heads)."""
     if x.dtype != FP8:
         return x
     return x.float() if descale is None else x.float() * descale[..., None]

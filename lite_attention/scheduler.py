@@ -40,6 +40,7 @@ def get_scheduler_metadata(
     num_splits: int = 0,
     page_size: int | None = None,
     kv_dtype: torch.dtype | None = None,
+    q_dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -60,6 +61,7 @@ def get_scheduler_metadata(
         causal, window_size, num_splits: as in the calls.
         page_size: tokens in a page where the calls have a `block_table`; None where they have not.
         kv_dtype: of k and v, where it is not that of q: torch.float8_e4m3fn, whose kernels have other tiles.
+        q_dtype: of q, where it is torch.float8_e4m3fn, which has other tiles again; k and v are then the same.
         device: the GPU, where no tensor tells it.
         out: int32 tensor to write to, of at least `scheduler_metadata_size` elements; for CUDA graphs, which read the
             same memory at every replay.
@@ -68,12 +70,16 @@ def get_scheduler_metadata(
         The metadata: int32, one dimension, `out` where given.
 
     Raises:
-        ValueError: `total_q` is missing; `num_splits` or `page_size` is out of range; there is no `kv_dtype` like that;
-            `out` is too small or no int32 GPU tensor.
+        ValueError: `total_q` is missing; `num_splits` or `page_size` is out of range; there is no `q_dtype` or no
+            `kv_dtype` like that; `out` is too small or no int32 GPU tensor.
     """
     check_num_splits(num_splits)
     if page_size is not None and page_size < 1:
         raise wrong("page_size", page_size, "a positive int, or None where there is no block_table")
+    if q_dtype not in (None, FP8, *hopper.DTYPES):
+        raise wrong("q_dtype", q_dtype, f"None, {FP8}, or {' or '.join(map(str, hopper.DTYPES))}")
+    if q_dtype == FP8 and kv_dtype not in (None, FP8):
+        raise wrong("kv_dtype", kv_dtype, f"None or {FP8} beside a q_dtype of {FP8}")
     if kv_dtype not in (None, FP8, *hopper.DTYPES):
         raise wrong("kv_dtype", kv_dtype, f"None, {FP8}, or {' or '.join(map(str, hopper.DTYPES))} like q")
     if cu_seqlens_q is not None and total_q is None:
@@ -91,6 +97,6 @@ def get_scheduler_metadata(
     torch.ops.lite_attention.get_scheduler_metadata(
         out, cu_seqlens_q, cu_seqlens_k, seqused_k, batch_size, total_q, max_seqlen_q, max_seqlen_k,
         num_heads, num_heads_k, head_dim, -1 if left < 0 else left, 0 if causal else (-1 if right < 0 else right),
-        num_splits, page_size is not None, kv_dtype == FP8,
+        num_splits, page_size is not None, FP8 in (q_dtype, kv_dtype), q_dtype == FP8,
     )  # fmt: skip
     return out

@@ -14,7 +14,7 @@ HUGE = 2**31 - 1
 UNWRITTEN = 7.0  # what `out` holds before a call
 LAYOUTS = ("dense", "packed", "packed_seqused", "paged", "paged_cu", "cache", "paged_cache")
 ONE_LENGTH_Q = ("dense", "cache", "paged_cache")
-FP8 = ("plain", "one", "heads", "batch")  # shapes of k_descale and v_descale
+FP8 = ("plain", "one", "heads", "batch")  # shapes of q_descale, k_descale and v_descale
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Case:
     group: int
     head_dim: int
     page_size: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of out, and of q, k and v that are not FP8
     causal: bool
     window: tuple[int, int]
     softcap: float
@@ -37,6 +37,7 @@ class Case:
     scale: float | None
     seed: int
     fp8: str = ""  # one of FP8 where keys and values are float8_e4m3fn
+    fp8_q: bool = False  # whether queries are too
 
 
 @st.composite
@@ -51,6 +52,8 @@ def cases(draw, max_q=12, max_k=40, dtypes=(torch.float32, torch.bfloat16, torch
     q_lens = lengths(max_q, one=layout in ONE_LENGTH_Q)
     k_lens = lengths(max_k, one=layout == "dense")
     side = st.one_of(st.just(-1), st.integers(0, max_k))
+    fp8 = draw(st.sampled_from(("", "", "", *FP8)))
+    fp8_q = bool(fp8) and draw(st.booleans())
     return Case(
         layout=layout,
         q_lens=tuple(q_lens),
@@ -59,7 +62,7 @@ def cases(draw, max_q=12, max_k=40, dtypes=(torch.float32, torch.bfloat16, torch
         group=draw(st.integers(1, 4)),
         head_dim=draw(st.sampled_from((1, 3, 8, 16, 64))),
         page_size=draw(st.one_of(st.sampled_from((1, 16, 64)), st.integers(1, 64))),
-        dtype=draw(st.sampled_from(dtypes)),
+        dtype=torch.bfloat16 if fp8_q else draw(st.sampled_from(dtypes)),
         causal=draw(st.booleans()),
         window=(draw(side), draw(side)),
         softcap=draw(st.sampled_from((0.0, 0.0, 0.5, 20.0))) if softcap else 0.0,
@@ -67,7 +70,8 @@ def cases(draw, max_q=12, max_k=40, dtypes=(torch.float32, torch.bfloat16, torch
         sinks=draw(st.booleans()),
         scale=draw(st.sampled_from((None, None, 0.1, 1.5))),
         seed=draw(st.integers(0, 2**31)),
-        fp8=draw(st.sampled_from(("", "", "", *FP8))),
+        fp8=fp8,
+        fp8_q=fp8_q,
     )
 
 
@@ -78,13 +82,14 @@ class Call:
         self.case = case
         self.random = torch.Generator().manual_seed(case.seed)
         heads, d, batch = case.heads_k * case.group, case.head_dim, len(case.q_lens)
-        self.q = [self._normal(n, heads, d) for n in case.q_lens]
+        queries = torch.float8_e4m3fn if case.fp8_q else case.dtype
+        self.q = [self._normal(n, heads, d).to(queries) for n in case.q_lens]
         stored = torch.float8_e4m3fn if case.fp8 else case.dtype
         self.k = [self._normal(n, case.heads_k, d).to(stored) for n in case.k_lens]
         self.v = [self._normal(n, case.heads_k, d).to(stored) for n in case.k_lens]
         shape = {"one": (), "heads": (case.heads_k,), "batch": (batch, case.heads_k)}.get(case.fp8)
-        self.k_descale, self.v_descale = (
-            None if shape is None else torch.rand(shape, generator=self.random) + 0.5 for _ in "kv"
+        self.k_descale, self.v_descale, self.q_descale = (
+            None if shape is None else torch.rand(shape, generator=self.random) + 0.5 for _ in "kvq"
         )
         slopes_shape = {"": None, "heads": (heads,), "batch": (batch, heads)}[case.alibi]
         self.slopes = torch.rand(slopes_shape, generator=self.random) if slopes_shape else None
@@ -99,12 +104,13 @@ class Call:
             "sinks": self.sinks,
             "k_descale": self.k_descale,
             "v_descale": self.v_descale,
+            "q_descale": self.q_descale if case.fp8_q else None,
             "return_softmax_lse": True,
         }
 
     def run(self, backend, **kwargs):
         """Out and lse by sequence, (n, heads, d) and (heads, n). Checks that nothing else of `out` was written."""
-        out = self._like(self.args[0], UNWRITTEN)
+        out = self._scatter(torch.full(self.args[0].shape, UNWRITTEN, dtype=self.case.dtype))
         result, lse = self.function(*self.args, **self.kwargs, out=out, backend=backend, **kwargs)
         assert result is out
         if self.case.layout in ONE_LENGTH_Q:
@@ -123,7 +129,7 @@ class Call:
             scale = self.case.head_dim**-0.5 if self.case.scale is None else self.case.scale
             results.append(
                 oracle.attention(
-                    q,
+                    self._value(q, self.q_descale if self.case.fp8_q else None, b),
                     self._value(k, self.k_descale, b),
                     self._value(v, self.v_descale, b),
                     scale=scale,
@@ -206,18 +212,17 @@ class Call:
         view.copy_(x)
         return view
 
-    def _like(self, x, value):
-        return self._scatter(torch.full(x.shape, value, dtype=x.dtype))
-
     def _poisoned_after(self, x, rows):
         poison = torch.full((rows, *x.shape[1:]), torch.nan, dtype=x.dtype)
         return torch.cat([x, poison])
 
     def _value(self, x, descale, b):
-        """What the stored k or v of sequence b stands for."""
+        """What the stored q, k or v of sequence b stands for."""
         if descale is None:
             return x.double()
-        return x.double() * (descale[b] if self.case.fp8 == "batch" else descale).double()[..., None]
+        heads_k = self.case.heads_k
+        factors = (descale[b] if self.case.fp8 == "batch" else descale).double().expand(heads_k)
+        return x.double() * factors.repeat_interleave(x.shape[1] // heads_k)[:, None]
 
     def _normal(self, *shape):
         return torch.randn(shape, generator=self.random).to(self.case.dtype)

@@ -71,7 +71,7 @@ VALUE_ERRORS = [
     (
         dense,
         {"q": torch.zeros(2, 5, 4, 16).double()},
-        "q: got torch.float64; needs torch.bfloat16 or torch.float16 or torch.float32",
+        "q: got torch.float64; needs torch.bfloat16 or torch.float16 or torch.float32 or torch.float8_e4m3fn",
     ),
     (dense, {"q": torch.zeros(2, 5, 0, 16)}, "q: got shape (2, 5, 0, 16); needs num_heads and head_dim of 1 or more"),
     (
@@ -315,6 +315,14 @@ def test_inputs_that_require_grad(call, names):
         (
             {"kv_dtype": torch.int8},
             "kv_dtype: got torch.int8; needs None, torch.float8_e4m3fn, or torch.bfloat16 or torch.float16 like q",
+        ),
+        (
+            {"q_dtype": torch.float8_e5m2},
+            "q_dtype: got torch.float8_e5m2; needs None, torch.float8_e4m3fn, or torch.bfloat16 or torch.float16",
+        ),
+        (
+            {"q_dtype": torch.float8_e4m3fn, "kv_dtype": torch.bfloat16},
+            "kv_dtype: got torch.bfloat16; needs None or torch.float8_e4m3fn beside a q_dtype of torch.float8_e4m3fn",
         ),
         ({"page_size": 0}, "page_size: got 0; needs a positive int, or None where there is no block_table"),
         ({"cu_seqlens_q": ints(0, 1)}, "total_q: got None; needs the number of rows of q, where cu_seqlens_q is given"),

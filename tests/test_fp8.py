@@ -1,4 +1,4 @@
-"""FP8 keys and values: what is refused, what a scale means, what bytes do. `cases.py` draws them in all layouts."""
+"""FP8 queries, keys and values: what is refused, what a scale means, what bytes do; `cases.py` has all layouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pytest
 import torch
 from cases import assert_close
 
-from lite_attention import checks, flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, hopper
+from lite_attention import (
+    LiteAttention,
+    checks,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    hopper,
+)
 
 FP8 = torch.float8_e4m3fn
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -36,8 +43,24 @@ def inputs(dtype=torch.bfloat16, head_dim=16):
             "k: got torch.float8_e5m2; needs the dtype of q, torch.bfloat16, or torch.float8_e4m3fn",
         ),
         (
-            {"q": torch.zeros(2, 5, 4, 16).to(FP8)},
-            "q: got torch.float8_e4m3fn; needs torch.bfloat16 or torch.float16 or torch.float32",
+            {"q": torch.zeros(2, 5, 4, 16).to(torch.float8_e5m2)},
+            "q: got torch.float8_e5m2; needs torch.bfloat16 or torch.float16 or torch.float32 or torch.float8_e4m3fn",
+        ),
+        (
+            {"q": torch.zeros(2, 5, 4, 16).to(FP8), "k": torch.zeros(2, 9, 2, 16).bfloat16()},
+            "k: got torch.bfloat16; needs the dtype of q, torch.float8_e4m3fn",
+        ),
+        (
+            {"q": torch.zeros(2, 5, 4, 16).to(FP8), "v": torch.zeros(2, 9, 2, 16).bfloat16()},
+            "v: got torch.bfloat16; needs the dtype of q, torch.float8_e4m3fn",
+        ),
+        (
+            {"q": torch.zeros(2, 5, 4, 16).to(FP8), "out": torch.zeros(2, 5, 4, 16).half()},
+            "out: got torch.float16; needs torch.bfloat16 where q is torch.float8_e4m3fn",
+        ),
+        (
+            {"q": torch.zeros(2, 5, 4, 16).to(FP8), "q_descale": torch.ones(2, 4)},
+            "q_descale: got shape (2, 4); needs (batch, num_heads_k) = (2, 2), or one that broadcasts to it",
         ),
         (
             {"out": torch.zeros(2, 5, 4, 16).to(FP8)},
@@ -70,7 +93,7 @@ def test_what_does_not_fit(changes, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", ["k_descale", "v_descale"])
+@pytest.mark.parametrize("name", ["q_descale", "k_descale", "v_descale"])
 def test_only_fp8_has_a_scale(name):
     q = torch.zeros(2, 5, 4, 16).bfloat16()
     message = (
@@ -98,6 +121,37 @@ def test_a_scale_is_a_factor_of_what_is_stored(backend, shape, dtype):
 
 
 @BACKENDS
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1), (2, 2)])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_query_heads_share_the_scale_of_their_kv_head(backend, shape, rows):
+    q, k, v = inputs()
+    q = q[:, :rows].to(FP8)
+    descales = {f"{name}_descale": torch.rand(shape) + 0.5 for name in "qkv"}
+    out, lse = flash_attn_func(q, k, v, **descales, return_softmax_lse=True, backend=backend)
+    factors = {name: descale.expand(2, 2)[:, None, :, None] for name, descale in descales.items()}
+    q = q.float() * factors["q_descale"].repeat_interleave(2, 2)
+    k, v = k.float() * factors["k_descale"], v.float() * factors["v_descale"]
+    expected, expected_lse = flash_attn_func(q, k, v, return_softmax_lse=True, backend="reference")
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), expected, rtol=torch.finfo(out.dtype).eps, atol=1e-5)
+    assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@BACKENDS
+def test_fp8_queries_write_to_a_bfloat16_out(backend):
+    q, k, v = inputs()
+    out = torch.full(q.shape, torch.nan).bfloat16()
+    assert flash_attn_func(q.to(FP8), k, v, out=out, backend=backend) is out
+    assert_close(out, flash_attn_func(q.to(FP8), k, v, backend=backend), rtol=0, atol=0)
+
+
+def test_only_dense_attention_has_fp8_queries():
+    q, k, v = inputs()
+    with pytest.raises(ValueError, match=r"q: got torch.float8_e4m3fn; needs torch.bfloat16 or torch.float16 or"):
+        LiteAttention(tile=(16, 16))(q.to(FP8), k, v)
+
+
+@BACKENDS
 def test_every_byte_is_read_as_its_value(backend):
     """One key a sequence, so that its value is the result: subnormals, zeros of both signs, the largest, NaN."""
     v = torch.arange(256, dtype=torch.uint8).view(16, 1, 1, 16).view(FP8)
@@ -116,7 +170,8 @@ def test_a_nan_reaches_the_rows_that_see_it_and_no_other(backend):
 
 
 @BACKENDS
-def test_pages(backend):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+def test_pages(backend, dtype):
     """As a pair of views of one cache of bytes, which is how vLLM keeps it."""
     q, k, v = inputs()
     cache = torch.full((7, 4, 2, 32), 0x7F, dtype=torch.uint8)  # NaN
@@ -127,6 +182,8 @@ def test_pages(backend):
             stored = torch.cat([k[b, some], v[b, some]], -1)
             cache[page, : len(stored)] = stored.view(torch.uint8)
     arguments = {"k_descale": torch.tensor([0.5, 3.0]), "v_descale": torch.tensor(0.1), "causal": True}
+    if dtype == FP8:
+        q, arguments["q_descale"] = q.to(FP8), torch.tensor([[0.7, 2.0], [1.5, 0.2]])
     expected = flash_attn_func(q, k, v, **arguments, backend="reference")
     for rows in (5, 1):  # the CPU path has a way of its own for single rows
         out = flash_attn_varlen_func(
@@ -185,6 +242,13 @@ def test_head_dims_that_hopper_lacks(head_dim):
     message = f"q: got head_dim {head_dim} with keys in torch.float8_e4m3fn; the Hopper kernels have multiples of 16 up"
     with pytest.raises(NotImplementedError, match=message):
         hopper.check_supported(checks.prepare(*inputs(head_dim=head_dim)))
+
+
+def test_hopper_has_fp8_queries():
+    q, k, v = inputs(head_dim=48)
+    hopper.check_supported(checks.prepare(q.to(FP8), k, v, fp8_q=True))
+    with pytest.raises(ValueError, match=r"q: got strides .* positive multiples of 16 elements on a Hopper GPU"):
+        hopper.check_supported(checks.prepare(torch.zeros(2, 5, 4, 56).to(FP8)[..., :48], k, v, fp8_q=True))
 
 
 def test_hopper_strides():

@@ -112,20 +112,22 @@ def test_num_splits_reaches_the_op(layout, given, backend):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (0, False, False)),
-        ({"num_splits": 1}, (1, False, False)),
-        ({"page_size": 16}, (0, True, False)),
-        ({"kv_dtype": torch.float8_e4m3fn}, (0, False, True)),
-        ({"kv_dtype": torch.bfloat16}, (0, False, False)),
+        ({}, (0, False, False, False)),
+        ({"num_splits": 1}, (1, False, False, False)),
+        ({"page_size": 16}, (0, True, False, False)),
+        ({"kv_dtype": torch.float8_e4m3fn}, (0, False, True, False)),
+        ({"kv_dtype": torch.bfloat16}, (0, False, False, False)),
+        ({"q_dtype": torch.bfloat16}, (0, False, False, False)),
+        ({"q_dtype": torch.float8_e4m3fn}, (0, False, True, True)),
     ],
 )
-def test_a_plan_is_made_for_the_splits_pages_and_keys_of_the_calls(monkeypatch, given, expected):
+def test_a_plan_is_made_for_the_splits_pages_and_dtypes_of_the_calls(monkeypatch, given, expected):
     monkeypatch.setattr(scheduler, "scheduler_metadata_size", lambda *args: 8)
     with FakeTensorMode(), Recorder() as recorder:
         out = torch.empty(8, dtype=torch.int32, device="cuda")
         assert get_scheduler_metadata(4, 1, 100, 8, 2, 64, **given, out=out) is out
     (arguments,) = recorder.calls
-    assert (arguments["num_splits"], arguments["paged"], arguments["fp8_kv"]) == expected
+    assert tuple(arguments[name] for name in ("num_splits", "paged", "fp8_kv", "fp8_q")) == expected
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

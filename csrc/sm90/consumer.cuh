@@ -76,7 +76,7 @@ struct Item {
         ballot(lists),
         n(work.n_end - 1) {}
 
-  __device__ float score_scale(const FwdParams& params) const { return params.softmax_scale * descales.k(); }
+  __device__ float score_scale(const FwdParams& params) const { return params.softmax_scale * descales.scores(); }
   __device__ bool end() const { return work.parts == 0; }
   __device__ bool no_keys() const { return work.n_begin >= work.n_end; }
   __device__ bool computed() const { return !no_keys() && rows.used > 0; }
@@ -184,7 +184,7 @@ class Consumer {
       turn_.pass();
       if constexpr (kJoined) finish_rows();
       softmax = Softmax(ScoreModifier<Traits::kScoreMod>::softmax_scale(item.score_scale(params_)));
-      value_scale = item.descales.v();
+      value_scale = item.descales.values();
       gemm_wait<kJoined ? 1 : 0>(scores);
       release_k();
       if (item.last_tile()) release_q();
@@ -311,7 +311,8 @@ class Consumer {
   WorkRing<Traits> ring_work_;
   ListReader<Traits> lists_;
   Turn<Traits> turn_;
-  Ring<Traits::kStages> ring_k_, ring_v_;
+  Ring<Traits::kKeyStages> ring_k_;
+  Ring<Traits::kStages> ring_v_;
   uint32_t q_phase_ = 0;
 };
 

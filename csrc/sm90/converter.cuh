@@ -1,5 +1,5 @@
 // The converter warps of kernels over FP8 keys and values: they turn each tile that TMA brought into the 16-bit tile
-// that the consumers wait for.
+// that the consumers wait for. Where queries are FP8 too, keys stay as they are.
 #pragma once
 
 #include "sm90/e4m3.cuh"
@@ -20,12 +20,14 @@ class Converter {
  public:
   // The barriers of what TMA fills; those of the stages are the kernel's own.
   __device__ static void init(const FwdParams& params, Storage& smem) {
-    for (const auto& loads : {Traits::k_loads(smem), Traits::v_loads(smem)}) {
+    auto init = [&](const typename Traits::Loads& loads) {
       for (int stage = 0; stage < Traits::kLoadStages; ++stage) {
         loads.full[stage].init(load_warps<Traits>(params));
         loads.empty[stage].init(Traits::kConverterWarps);
       }
-    }
+    };
+    if constexpr (Traits::kConvertsKeys) init(Traits::k_loads(smem));
+    init(Traits::v_loads(smem));
   }
 
   __device__ explicit Converter(Storage& smem) : smem_(smem) {}
@@ -39,10 +41,10 @@ class Converter {
       ring_work.release();
       if (work.parts == 0) break;
       for (int n = work.n_begin; n < work.n_end; ++n) {
-        convert_k(k);
-        if (n > work.n_begin) convert_v(v);
+        if constexpr (Traits::kConvertsKeys) convert_k(k);
+        if (!Traits::kConvertsKeys || n > work.n_begin) convert_v(v);
       }
-      if (work.n_begin < work.n_end) convert_v(v);
+      if (Traits::kConvertsKeys && work.n_begin < work.n_end) convert_v(v);
     }
   }
 

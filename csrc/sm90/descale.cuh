@@ -1,5 +1,5 @@
-// The factors that FP8 keys and values are stored under. They are the same for all of a tile's keys and rows, so they
-// fold into the scale of the scores and the normalisation of the output.
+// The factors that FP8 operands are stored under. They are the same for all of a tile's keys and rows, so they fold
+// into the scale of the scores and the normalisation of the output.
 #pragma once
 
 #include "params.h"
@@ -13,20 +13,21 @@ class Descales {
   __device__ Descales(const FwdParams& params, const Work& work) {
     if constexpr (Traits::kConverterWarps > 0) {
       const int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
-      k_ = load(params.k_descale, work.batch, kv_head);
-      v_ = load(params.v_descale, work.batch, kv_head);
+      scores_ = load(params.k_descale, work.batch, kv_head);
+      if constexpr (sizeof(typename Traits::Query) == 1) scores_ *= load(params.q_descale, work.batch, kv_head);
+      values_ = load(params.v_descale, work.batch, kv_head);
     }
   }
 
-  __device__ float k() const { return k_; }
-  __device__ float v() const { return v_; }
+  __device__ float scores() const { return scores_; }
+  __device__ float values() const { return values_; }
 
  private:
   __device__ static float load(const Descale& descale, int batch, int kv_head) {
     return descale.factors ? descale.factors[batch * descale.batch_stride + kv_head * descale.head_stride] : 1.f;
   }
 
-  float k_ = 1.f, v_ = 1.f;
+  float scores_ = 1.f, values_ = 1.f;
 };
 
 }  // namespace lite_attention::sm90

@@ -5,6 +5,7 @@ namespace {
 
 template <int kHeadDim>
 Kernel by_element(ElementType element, KeyType keys, TileKind kind, bool score_mod) {
+  if (keys == KeyType::kE4M3Queries) return fp8_qkv_kernel<kHeadDim>(score_mod);
   if (keys == KeyType::kE4M3) {
     return element == ElementType::kBFloat16 ? fp8_kv_kernel<ElementType::kBFloat16, kHeadDim>(kind, score_mod)
                                              : fp8_kv_kernel<ElementType::kHalf, kHeadDim>(kind, score_mod);
@@ -16,7 +17,7 @@ Kernel by_element(ElementType element, KeyType keys, TileKind kind, bool score_m
 }  // namespace
 
 Kernel find_kernel(ElementType element, KeyType keys, int head_dim, TileKind kind, bool score_mod) {
-  const int grain = keys == KeyType::kE4M3 ? 16 : 8;  // TMA walks 16 bytes
+  const int grain = keys == KeyType::kAsQueries ? 8 : 16;  // TMA walks 16 bytes
   if (head_dim <= 0 || head_dim % grain != 0) return {};
   if (head_dim <= 64) return by_element<64>(element, keys, kind, score_mod);
   if (head_dim <= 96) return by_element<96>(element, keys, kind, score_mod);

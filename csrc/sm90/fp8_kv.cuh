@@ -38,9 +38,10 @@ struct Fp8TileShape<256, false> : Fp8Shape<128, 64, 1> {};
 template <>
 struct Fp8TileShape<256, true> : Fp8Shape<64, 64, 2> {};
 
-template <class Element, int kHeadDim, class TileShape, bool kScoreMod>
-struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
-  using Base = Traits<Element, kHeadDim, TileShape, kScoreMod>;
+// What all kernels with a converter have in common: Query is the type that Q and K are multiplied in.
+template <class Element, int kHeadDim, class TileShape, bool kScoreMod, class Query = Element>
+struct ConverterTraits : Traits<Element, kHeadDim, TileShape, kScoreMod, false, Query> {
+  using Base = Traits<Element, kHeadDim, TileShape, kScoreMod, false, Query>;
   using typename Base::EmptyBarrier;
   using typename Base::FullBarrier;
 
@@ -78,15 +79,26 @@ struct Fp8Traits : Traits<Element, kHeadDim, TileShape, kScoreMod> {
   static constexpr int kLoadStages = TileShape::kLoadStages;
   static constexpr int kLoadedRowBytes = Base::kSlabColumns;
   using Loads = TileRing<Loaded, FullBarrier, EmptyBarrier>;
+};
+
+template <class Element, int kHeadDim, class TileShape, bool kScoreMod>
+struct Fp8Traits : ConverterTraits<Element, kHeadDim, TileShape, kScoreMod> {
+  using Base = ConverterTraits<Element, kHeadDim, TileShape, kScoreMod>;
+  using typename Base::EmptyBarrier;
+  using typename Base::FullBarrier;
+  using typename Base::Loaded;
+  using typename Base::Loads;
+
+  static constexpr bool kConvertsKeys = true;
 
   struct SharedStorage : Base::SharedStorage {
-    static constexpr int kBytes = kLoadStages * Base::kBlockN * kHeadDim;
+    static constexpr int kBytes = Base::kLoadStages * Base::kBlockN * kHeadDim;
     alignas(128) Loaded loaded_k[kBytes];
     alignas(128) Loaded loaded_v[kBytes];
-    FullBarrier loaded_k_full[kLoadStages];
-    EmptyBarrier loaded_k_empty[kLoadStages];
-    FullBarrier loaded_v_full[kLoadStages];
-    EmptyBarrier loaded_v_empty[kLoadStages];
+    FullBarrier loaded_k_full[Base::kLoadStages];
+    EmptyBarrier loaded_k_empty[Base::kLoadStages];
+    FullBarrier loaded_v_full[Base::kLoadStages];
+    EmptyBarrier loaded_v_empty[Base::kLoadStages];
   };
   static constexpr int kSmemBytes = sizeof(SharedStorage) + 1024;
   static_assert(kSmemBytes <= 227 * 1024, "a block has 227 KB on sm_90");

@@ -1,5 +1,5 @@
-// The forward kernel: one producer warpgroup, the consumers, and a converter where K and V are FP8, persistent over the
-// plan's work.
+// The forward kernel: one producer warpgroup, the consumers, and a converter where V is FP8, persistent over the plan's
+// work.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -38,11 +38,13 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
       smem.q_full[warpgroup].init(1);
       smem.q_empty[warpgroup].init(4);  // warps
     }
-    const int filling_warps = Traits::kConverterWarps > 0 ? Traits::kConverterWarps : load_warps<Traits>(params);
-    for (int stage = 0; stage < Traits::kStages; ++stage) {
-      smem.k_full[stage].init(filling_warps);
+    const int k_warps = Traits::kConvertsKeys ? Traits::kConverterWarps : load_warps<Traits>(params);
+    const int v_warps = Traits::kConverterWarps > 0 ? Traits::kConverterWarps : load_warps<Traits>(params);
+    for (int stage = 0; stage < Traits::kKeyStages; ++stage) {
+      smem.k_full[stage].init(k_warps);
       smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
-      smem.v_full[stage].init(filling_warps);
+      if (stage >= Traits::kStages) continue;
+      smem.v_full[stage].init(v_warps);
       smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
     }
     for (int stage = 0; stage < Traits::kWorkStages; ++stage) {

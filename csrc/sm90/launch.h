@@ -9,8 +9,9 @@ namespace lite_attention::sm90 {
 
 enum class ElementType { kBFloat16, kHalf };
 
-// How K and V are stored: in the type of the queries, or as FP8 that a warpgroup of the kernel makes 16 bits of.
-enum class KeyType { kAsQueries, kE4M3 };
+// How K and V are stored: in the type of the queries, which is that of the output; as FP8 that a warpgroup of the
+// kernel makes 16 bits of; or as FP8 beside queries that are FP8 too, where only V becomes 16 bits.
+enum class KeyType { kAsQueries, kE4M3, kE4M3Queries };
 
 // Rows of one wgmma, which are the rows of a warpgroup.
 constexpr int kRowsPerWarpgroup = 64;
@@ -44,6 +45,10 @@ Kernel kernel(TileKind kind, bool score_mod);
 // The same over keys and values in FP8 E4M3.
 template <ElementType kElement, int kHeadDim>
 Kernel fp8_kv_kernel(TileKind kind, bool score_mod);
+
+// Over queries in it as well: one kernel for all tile kinds, with bfloat16 output.
+template <int kHeadDim>
+Kernel fp8_qkv_kernel(bool score_mod);
 
 // The kernel with the smallest head dim that holds head_dim; null `launch` where there is none.
 Kernel find_kernel(ElementType element, KeyType keys, int head_dim, TileKind kind, bool score_mod);

@@ -128,7 +128,7 @@ class QueryLoader {
  public:
   __device__ void load(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work) {
     const Packing& packing = params.packing;
-    const int bytes = packing.tokens_per_warpgroup * packing.pack * Traits::kRowBytes * Traits::kSlabs;
+    const int bytes = packing.tokens_per_warpgroup * packing.pack * Traits::kQueryRowBytes * Traits::kSlabs;
     for (int warpgroup = 0; warpgroup < Traits::kConsumerWarpgroups; ++warpgroup) {
       Rows rows(packing, work.seq, work.m_tile, first_warpgroup<Traits>() + warpgroup);
       if (rows.used <= 0) continue;

@@ -28,7 +28,7 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 
 CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, const Dimension (&outer)[3]) {
   if (!encoder()) return CUDA_ERROR_NOT_FOUND;
-  const bool fp8 = source.keys == KeyType::kE4M3;
+  const bool fp8 = source.fp8;
   const int64_t element_bytes = fp8 ? 1 : 2;
   cuuint64_t sizes[4] = {cuuint64_t(source.head_dim)}, strides[3];
   cuuint32_t box[4] = {cuuint32_t(box_columns)}, steps[4] = {1, 1, 1, 1};
@@ -47,9 +47,11 @@ CUresult encode(CUtensorMap& map, const MapSource& source, int box_columns, cons
   auto promotion = apart % 256 == 0          ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
                    : fp8 && apart % 128 != 0 ? CU_TENSOR_MAP_L2_PROMOTION_L2_64B
                                              : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
-  auto swizzle = fp8                 ? CU_TENSOR_MAP_SWIZZLE_NONE
-                 : box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B
-                                     : CU_TENSOR_MAP_SWIZZLE_64B;
+  const int64_t row_bytes = box_columns * element_bytes;
+  auto swizzle = !source.swizzled   ? CU_TENSOR_MAP_SWIZZLE_NONE
+                 : row_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+                 : row_bytes == 64  ? CU_TENSOR_MAP_SWIZZLE_64B
+                                    : CU_TENSOR_MAP_SWIZZLE_32B;
   return encoder()(&map, type, 4, const_cast<void*>(source.data), sizes, strides, box, steps,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }

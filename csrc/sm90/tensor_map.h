@@ -13,13 +13,14 @@ namespace lite_attention::sm90 {
 // swapped, so that packed heads are neighbours. Columns of a box past head_dim arrive as zeros.
 struct MapSource {
   const void* data;
-  ElementType element;
-  KeyType keys;
+  ElementType element;  // where it is not FP8
+  bool fp8;
+  bool swizzled;  // in shared memory
   int64_t tokens, heads, head_dim, outer;
   Strides strides;  // batch is the stride of `outer`
 };
 
-// Boxes of FP8 land as they are, row by row: the converter gives them their swizzle.
+// Boxes that are not swizzled land as they are, row by row: the converter gives them their swizzle.
 CUresult make_q_map(CUtensorMap& map, const MapSource& q, int box_columns, int box_heads, int box_tokens);
 CUresult make_kv_map(CUtensorMap& map, const MapSource& kv, int box_columns, int box_tokens);
 

@@ -23,6 +23,7 @@ template <int kBlockM_, int kBlockN_, int kStages_, int kCluster_ = 1>
 struct Shape {
   using Type = Shape;
   static constexpr int kBlockM = kBlockM_, kBlockN = kBlockN_, kStages = kStages_, kCluster = kCluster_;
+  static constexpr int kKeyStages = kStages;  // of K, where it has more than V
 };
 
 template <int kHeadDim, TileKind kKind>
@@ -64,9 +65,10 @@ struct TileRing {
   Element* tiles;
 };
 
-template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_, bool kSkip_ = false>
+template <class Element_, int kHeadDim_, class TileShape, bool kScoreMod_, bool kSkip_ = false, class Query_ = Element_>
 struct Traits {
-  using Element = Element_;
+  using Element = Element_;  // of the output, and of Q, K and V unless said otherwise
+  using Query = Query_;      // of Q and K in shared memory
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kScoreMod = kScoreMod_;
   static constexpr bool kSkip = kSkip_;
@@ -74,6 +76,7 @@ struct Traits {
   static constexpr int kBlockM = TileShape::kBlockM;
   static constexpr int kBlockN = TileShape::kBlockN;
   static constexpr int kStages = TileShape::kStages;
+  static constexpr int kKeyStages = TileShape::kKeyStages;
 
   // Blocks with different queries that share each K and V tile, so that it leaves L2 once for all of them.
   static constexpr int kCluster = TileShape::kCluster;
@@ -91,9 +94,10 @@ struct Traits {
 
   static constexpr int kProducerWarps = 4;
 
-  // Warps between the producers and the consumers, where K and V do not arrive as the consumers read them
+  // Warps between the producers and the consumers, where V or K and V do not arrive as the consumers read them
   // (fp8_kv.cuh).
   static constexpr int kConverterWarps = 0;
+  static constexpr bool kConvertsKeys = false;
 
   // Items in the work ring: one that consumers finish, one that they are at, one ahead.
   static constexpr int kWorkStages = 3;
@@ -108,6 +112,7 @@ struct Traits {
   static constexpr int kSlabColumns = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kSlabs = kHeadDim / kSlabColumns;
   static constexpr int kRowBytes = kSlabColumns * sizeof(Element);
+  static constexpr int kQueryRowBytes = kSlabColumns * sizeof(Query);
   static_assert(kHeadDim % kSlabColumns == 0, "a tile is whole slabs");
   static_assert(kBlockN % 16 == 0, "pages are multiples of 16 tokens and must not straddle a tile's end");
 
@@ -115,19 +120,21 @@ struct Traits {
   static constexpr int kBoxRows = kBlockN / kCluster;
   static_assert(kBoxRows % 8 == 0, "a box is whole swizzle atoms");
 
-  using LayoutAtom =
-      conditional_t<kSlabColumns == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
+  using LayoutAtom = conditional_t<
+      kQueryRowBytes == 128, GMMA::Layout_K_SW128_Atom<Query>,
+      conditional_t<kQueryRowBytes == 64, GMMA::Layout_K_SW64_Atom<Query>, GMMA::Layout_K_SW32_Atom<Query>>>;
   using LayoutAtomV =
       conditional_t<kSlabColumns == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
   using SmemLayoutQ = decltype(tile_to_shape(LayoutAtom{}, cute::Shape<Int<kBlockM>, Int<kHeadDim>>{}));
-  using SmemLayoutK = decltype(tile_to_shape(LayoutAtom{}, cute::Shape<Int<kBlockN>, Int<kHeadDim>, Int<kStages>>{}));
-  // V as (head_dim, keys): the same bytes as SmemLayoutK, walked keys first.
+  using SmemLayoutK =
+      decltype(tile_to_shape(LayoutAtom{}, cute::Shape<Int<kBlockN>, Int<kHeadDim>, Int<kKeyStages>>{}));
+  // V as (head_dim, keys): stored as K is, walked keys first.
   using SmemLayoutVt = decltype(tile_to_shape(LayoutAtomV{}, cute::Shape<Int<kHeadDim>, Int<kBlockN>, Int<kStages>>{},
                                               Step<_2, _1, _3>{}));
 
   using WarpgroupLayout = Layout<cute::Shape<Int<kConsumerWarpgroups>, _1, _1>>;
   using MmaQK = decltype(make_tiled_mma(
-      GMMA::ss_op_selector<Element, Element, float, cute::Shape<Int<kBlockM>, Int<kBlockN>, Int<kHeadDim>>>(),
+      GMMA::ss_op_selector<Query, Query, float, cute::Shape<Int<kBlockM>, Int<kBlockN>, Int<kHeadDim>>>(),
       WarpgroupLayout{}));
   using MmaPV = decltype(make_tiled_mma(
       GMMA::rs_op_selector<Element, Element, float, cute::Shape<Int<kBlockM>, Int<kHeadDim>, Int<kBlockN>>,
@@ -144,13 +151,13 @@ struct Traits {
   using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
   struct SharedStorage {
-    alignas(1024) Element q[kBlockM * kHeadDim];
-    alignas(1024) Element k[kStages * kBlockN * kHeadDim];
+    alignas(1024) Query q[kBlockM * kHeadDim];
+    alignas(1024) Query k[kKeyStages * kBlockN * kHeadDim];
     alignas(1024) Element v[kStages * kBlockN * kHeadDim];
     FullBarrier q_full[kConsumerWarpgroups];
     EmptyBarrier q_empty[kConsumerWarpgroups];
-    FullBarrier k_full[kStages];
-    EmptyBarrier k_empty[kStages];
+    FullBarrier k_full[kKeyStages];
+    EmptyBarrier k_empty[kKeyStages];
     FullBarrier v_full[kStages];
     EmptyBarrier v_empty[kStages];
     EmptyBarrier work_full[kWorkStages];

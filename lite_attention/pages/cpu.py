@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lite_attention.cpu import with_sinks
 from lite_attention.pages.layout import PAGE
-from lite_attention.problem import Problem, dequantised, select_pages
+from lite_attention.problem import Problem, dequantised, take
 from lite_attention.reference import average
 
 
@@ -23,7 +23,7 @@ def attend(problem: Problem, indices: Tensor, counts: Tensor) -> None:
             table = problem.block_table[b].index_select(0, pages)
             k, v = (
                 dequantised(
-                    select_pages(x[:, :, head : head + 1], table).flatten(0, 1),
+                    take(x[:, :, head : head + 1], table).flatten(0, 1),
                     None if descale is None else descale[b, head : head + 1],
                 ).float()
                 for x, descale in ((problem.k, problem.k_descale), (problem.v, problem.v_descale))

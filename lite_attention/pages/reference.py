@@ -31,7 +31,7 @@ from torch import Tensor
 from lite_attention.pages.estimate import log_mass, needed, shares
 from lite_attention.pages.layout import PAGE, decode, encode
 from lite_attention.pages.problem import Selection
-from lite_attention.problem import Problem, Sequence, select_pages
+from lite_attention.problem import Problem, Sequence, take
 from lite_attention.reference import average, visible
 
 PAGES_AT_ONCE = 1024  # bounds the memory of float32 copies
@@ -40,7 +40,7 @@ PAGES_AT_ONCE = 1024  # bounds the memory of float32 copies
 def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
     """Writes the sketches of these pages; negative numbers are none."""
     for some in pages[pages >= 0].split(PAGES_AT_ONCE):
-        keys = select_pages(k_cache, some).transpose(1, 2)
+        keys = take(k_cache, some).transpose(1, 2)
         sketch.index_copy_(0, some.long(), encode(keys))
 
 

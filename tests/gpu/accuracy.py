@@ -26,11 +26,13 @@ class Case:
         return self.call(*self.args, **self.kwargs, return_softmax_lse=True, backend=backend, **extra)
 
     def value(self, name, x, b):
-        """What the stored k or v of sequence b stands for, in float32."""
+        """What the stored q, k or v of sequence b stands for, in float32."""
         descale = self.kwargs.get(f"{name}_descale")
         if descale is None:
             return x.float()
-        return x.float() * descale.expand(len(self.sequences), x.shape[1])[b][:, None]
+        heads_k = self.sequences[b][1].shape[1]
+        factors = descale.expand(len(self.sequences), heads_k)[b].repeat_interleave(x.shape[1] // heads_k)
+        return x.float() * factors[:, None]
 
 
 def visible(sq, sk, causal, window):
@@ -70,7 +72,8 @@ def plain_attention(q, k, v, scale, causal, window, softcap=0.0, slopes=None, si
 def check(case: Case, out, lse):
     """max|out - ref| <= 2 max|plain - ref| + 2 max|ref + 0.3 - 0.3 - ref| in each sequence; lse within fp32's noise.
 
-    With a softcap 3 times the error of plain, and an lse within that of a tanh of 11 bits.
+    With a softcap 3 times the error of plain, and an lse within that of a tanh of 11 bits; with FP8 queries within
+    `fp8_sum_error`.
     """
     kwargs = case.kwargs
     causal, window = kwargs.get("causal", False), kwargs.get("window_size", (-1, -1))
@@ -88,9 +91,9 @@ def check(case: Case, out, lse):
         scale = kwargs.get("softmax_scale") or q.shape[-1] ** -0.5
         mods = {"softcap": softcap, "slopes": slopes[b] if slopes is not None and slopes.dim() == 2 else slopes}
         mods["sinks"] = sinks
-        k, v = case.value("k", k, b), case.value("v", v, b)
-        ref, ref_lse = plain_attention(q.float(), k, v, scale, causal, window, **mods)
-        plain, _ = plain_attention(q, k.to(q.dtype), v.to(q.dtype), scale, causal, window, **mods)
+        values = [case.value(name, x, b) for name, x in zip("qkv", (q, k, v), strict=True)]
+        ref, ref_lse = plain_attention(*values, scale, causal, window, **mods)
+        plain, _ = plain_attention(*(x.to(got.dtype) for x in values), scale, causal, window, **mods)
         error = (got.float() - ref).abs().max().item()
         rounding = (ref + 0.3 - 0.3 - ref).abs().max().item()
         allowed = (3 if softcap else 2) * (plain.float() - ref).abs().max().item() + 2 * rounding + 1e-5
@@ -100,7 +103,22 @@ def check(case: Case, out, lse):
         blind = ~visible(sq, k.shape[0], causal, window).any(-1)
         assert (got[blind] == 0).all(), f"sequence {b}: rows that see no key are not zero"
         tolerance = max(1e-3, softcap * 2**-10)
+        if q.dtype == FP8:
+            tolerance += scale * fp8_sum_error(*values[:2])
         torch.testing.assert_close(got_lse[~nothing], ref_lse[~nothing], atol=tolerance, rtol=1e-4)
+
+
+def fp8_sum_error(q, k):
+    """How far q.k may be off where the tensor cores multiply FP8: a bound for vectors of independent elements.
+
+    Hopper's keep 13 bits after the leading one of a sum's largest term, and cut the rest off every term (DeepSeek-V3,
+    arXiv 2412.19437, section 3.5.2). For d terms and a sum of size s these errors, of either sign and up to s * 2**-13
+    each, have a standard deviation of 0.6 * sqrt(d) * s * 2**-13, and s has one of |q| |k| / sqrt(d). So d cancels: in
+    units of 2**-13 * |q| |k|, 0.6 is the scale of errors, 1 what simulated ones reach in a million sums, and this 8.
+    """
+    if 0 in (*q.shape, *k.shape):
+        return 0.0
+    return 2**-10 * (q.norm(dim=-1).max() * k.norm(dim=-1).max()).item()
 
 
 def random(*shape, dtype, generator, spread=1.0):
@@ -144,7 +162,7 @@ def fixed(sequences, **kwargs):
 def packed(sequences, slack=3, **kwargs):
     """Variable lengths; seqused_k leaves `slack` poisoned keys after each sequence unused."""
     lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
-    q = torch.cat([s[0] for s in sequences])
+    q = joined(torch.cat, [s[0] for s in sequences])
     padded = [[joined(torch.cat, [x, poisoned(slack, *x.shape[1:], dtype=x.dtype)]) for x in s[1:]] for s in sequences]
     k, v = (joined(torch.cat, x) for x in zip(*padded, strict=True))
     args = (q, k, v, starts(lens_q), starts([n + slack for n in lens_k]), max(lens_q), max(lens_k) + slack)
@@ -181,14 +199,14 @@ def paged(sequences, page_size, **kwargs):
     layout = {name: kwargs.pop(name) for name in ("by_head", "one_memory") if name in kwargs}
     lens_q, lens_k = [s[0].shape[0] for s in sequences], [s[1].shape[0] for s in sequences]
     k_cache, v_cache, table = pages(sequences, page_size, **layout)
-    q = torch.cat([s[0] for s in sequences])
+    q = joined(torch.cat, [s[0] for s in sequences])
     args = (q, k_cache, v_cache, starts(lens_q), None, max(lens_q), max(lens_k))
     return Case(flash_attn_varlen_func, args, {"seqused_k": ints(lens_k), "block_table": table} | kwargs, sequences)
 
 
 def kvcache(sequences, capacity, **kwargs):
     """A dense cache (batch, capacity, heads_k, head_dim), NaN past each sequence's end."""
-    q = torch.stack([s[0] for s in sequences])
+    q = joined(torch.stack, [s[0] for s in sequences])
     heads_k, d = sequences[0][1].shape[1:]
     k_cache, v_cache = (poisoned(len(sequences), capacity, heads_k, d, dtype=sequences[0][1].dtype) for _ in range(2))
     for b, (_, k, v) in enumerate(sequences):

@@ -1,4 +1,7 @@
-"""The Hopper kernels over FP8 keys and values, under the rule of `accuracy.py` on the values that these stand for."""
+"""The Hopper kernels over FP8 keys and values, beside queries of 16 bits and of FP8.
+
+The rule is that of `accuracy.py`, on the values that FP8 stands for.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,26 @@ import random as py_random
 import accuracy
 import pytest
 import torch
-from test_hopper import HEADS, MASKS, every_head_dim, every_kernel, lengths, modifications
+from test_hopper import HEADS, MASKS, every_head_dim, lengths, modifications
 
 from lite_attention import flash_attn_func, get_scheduler_metadata
 
 FP8 = accuracy.FP8
+every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FP8], ids=["bf16", "fp16", "fp8"])
 
 
-def scales(rng, batch, heads_k):
+def out_dtype(dtype):
+    return torch.bfloat16 if dtype == FP8 else dtype
+
+
+def scales(rng, batch, heads_k, dtype):
     """Of one of the shapes that a call takes, or none."""
     shape = rng.choice([None, (), (1,), (heads_k,), (batch, 1), (batch, heads_k)])
     if shape is None:
         return {}
     generator = torch.Generator("cuda").manual_seed(rng.randrange(1000))
-    return {name: torch.rand(shape, device="cuda", generator=generator) + 0.5 for name in ("k_descale", "v_descale")}
+    names = ["k_descale", "v_descale"] + ["q_descale"] * (dtype == FP8)
+    return {name: torch.rand(shape, device="cuda", generator=generator) + 0.5 for name in names}
 
 
 @every_kernel
@@ -40,7 +49,7 @@ def test_random_shapes(layout, head_dim, dtype, seed):
     if layout == "fixed":
         lens_k = [max(lens_k[0], 1)] * batch
     sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed, FP8)
-    kwargs = rng.choice(MASKS) | modifications(rng, heads, batch) | scales(rng, batch, heads_k)
+    kwargs = rng.choice(MASKS) | modifications(rng, heads, batch) | scales(rng, batch, heads_k, dtype)
     if rng.random() < 0.3:
         kwargs["softmax_scale"] = rng.choice([0.05, 0.3])
     if rng.random() < 0.2:
@@ -64,11 +73,35 @@ def test_every_byte_is_converted_exactly(head_dim, dtype, seqlen_q):
     """One key a sequence, whose value is then the result: subnormals, both zeros, NaN, at every place of a row."""
     v = torch.arange(256, device="cuda")[:, None] + torch.arange(head_dim, device="cuda")
     v = (v % 256).to(torch.uint8).view(256, 1, 1, head_dim).view(FP8)
-    q = torch.ones(256, seqlen_q, 1, head_dim, device="cuda", dtype=dtype)
-    out = flash_attn_func(q, torch.ones_like(q[:, :1]).to(FP8), v)
-    torch.testing.assert_close(out, v.to(dtype).expand_as(out), rtol=0, atol=0, equal_nan=True)
+    q = torch.ones(256, seqlen_q, 1, head_dim, device="cuda").to(dtype)
+    out = flash_attn_func(q, q[:, :1].to(FP8), v)
+    torch.testing.assert_close(out, v.to(out_dtype(dtype)).expand_as(out), rtol=0, atol=0, equal_nan=True)
     lse = flash_attn_func(q[:, :1], v, v, softmax_scale=1 / head_dim, return_softmax_lse=True)[1]
     torch.testing.assert_close(lse[:, 0, 0], v.float().mean((1, 2, 3)), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@every_head_dim
+@pytest.mark.parametrize("seqlen_q", [1, 100], ids=["decode", "prefill"])
+def test_products_of_fp8_queries(head_dim, seqlen_q):
+    """One key a sequence, whose score is then the lse: exact for small integers; each byte at every place of a row."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    some = lambda n: torch.randint(-3, 4, (64, n, 1, head_dim), device="cuda", generator=generator).float()  # noqa: E731
+    q, k = some(seqlen_q), some(1)
+    lse = flash_attn_func(q.to(FP8), k.to(FP8), k.to(FP8), softmax_scale=1.0, return_softmax_lse=True)[1]
+    torch.testing.assert_close(lse[:, 0], (q * k).sum((2, 3)), rtol=1e-6, atol=1e-5)
+    q = torch.arange(256, device="cuda")[:, None] + torch.arange(head_dim, device="cuda")
+    q = (q % 256).to(torch.uint8).view(256, 1, 1, head_dim).expand(-1, seqlen_q, -1, -1).contiguous().view(FP8)
+    k = torch.ones(256, 1, 1, head_dim, device="cuda").to(FP8)
+    lse = flash_attn_func(q, k, k, softmax_scale=1 / head_dim, return_softmax_lse=True)[1]
+    torch.testing.assert_close(lse[:, 0], q.float().mean((2, 3)), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@every_head_dim
+def test_a_nan_in_a_query_reaches_its_own_row(head_dim):
+    q, k, v = accuracy.make_sequences([300], [500], 4, 2, head_dim, FP8, 4, FP8)[0]
+    q[200, 3, head_dim - 3] = torch.nan
+    (out,) = flash_attn_func(q[None], k[None], v[None])
+    assert out[200, 3].isnan().all() and out.isnan().sum() == head_dim
 
 
 @every_kernel
@@ -124,13 +157,14 @@ def test_head_dims_between_those_of_the_kernels(head_dim, lens_q, dtype):
         accuracy.check(case, *case.run())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=["bf16", "fp8"])
 @every_head_dim
 @pytest.mark.parametrize("layout", ["packed", "paged"])
-def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
+def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout, dtype):
     """With num_splits=1, and metadata where there are pages: alone, among strangers, and as the end of a chunk."""
     heads, heads_k = 8, 2
-    decodes = accuracy.make_sequences([1] * 3, [4001, 17, 640], heads, heads_k, head_dim, torch.bfloat16, 14, FP8)
-    chunk = accuracy.make_sequences([700], [700], heads, heads_k, head_dim, torch.bfloat16, 15, FP8)
+    decodes = accuracy.make_sequences([1] * 3, [4001, 17, 640], heads, heads_k, head_dim, dtype, 14, FP8)
+    chunk = accuracy.make_sequences([700], [700], heads, heads_k, head_dim, dtype, 15, FP8)
 
     def last_rows(sequences):
         lens_q = [s[0].shape[0] for s in sequences]
@@ -141,7 +175,7 @@ def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
             case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
                 len(sequences), max(lens_q), max(s[1].shape[0] for s in sequences), heads, heads_k, head_dim,
                 cu_seqlens_q=accuracy.starts(lens_q), total_q=sum(lens_q), seqused_k=case.kwargs["seqused_k"],
-                causal=True, num_splits=1, page_size=16, kv_dtype=FP8,
+                causal=True, num_splits=1, page_size=16, kv_dtype=FP8, q_dtype=dtype,
             )  # fmt: skip
         out, lse = case.run()
         accuracy.check(case, out, lse)
@@ -163,17 +197,18 @@ def test_a_row_depends_on_nothing_else_in_the_batch(head_dim, layout):
 def test_many_small_probabilities_add_up(dtype, seqlen_q):
     """One key far above 200,000 others, each of which has a 2^-25th of its weight: below what float16 has."""
     keys, d = 200_000, 128
-    q = torch.zeros(1, seqlen_q, 2, d, device="cuda", dtype=dtype)
+    q = torch.zeros(1, seqlen_q, 2, d, device="cuda")
     k, v = torch.zeros(1, keys, 1, d, device="cuda"), torch.ones(1, keys, 1, d, device="cuda")
-    q[..., 0], k[:, -1, :, 0], v[:, -1] = 17.5, 1.0, 0.0
-    out, lse = flash_attn_func(q, k.to(FP8), v.to(FP8), softmax_scale=1.0, return_softmax_lse=True)
+    q[..., 0], k[:, -1, :, 0], v[:, -1] = 14.0, 1.0, 0.0
+    out, lse = flash_attn_func(q.to(dtype), k.to(FP8), v.to(FP8), softmax_scale=1.25, return_softmax_lse=True)
     others = (keys - 1) * math.exp(-17.5)
     torch.testing.assert_close(out.float(), torch.full_like(out.float(), others / (1 + others)), rtol=0.02, atol=0)
     torch.testing.assert_close(lse, torch.full_like(lse, 17.5 + math.log1p(others)), rtol=1e-5, atol=1e-4)
 
 
-def test_cache_append():
-    sequences = accuracy.make_sequences([2] * 3, [502, 3, 66], 8, 2, 128, torch.bfloat16, 6, FP8)
+@every_kernel
+def test_cache_append(dtype):
+    sequences = accuracy.make_sequences([2] * 3, [502, 3, 66], 8, 2, 128, dtype, 6, FP8)
     case = accuracy.kvcache([(q, k[:-2], v[:-2]) for q, k, v in sequences], 600, causal=True)
     case.kwargs |= {
         "k": accuracy.joined(torch.stack, [k[-2:] for _, k, _ in sequences]),
@@ -183,16 +218,17 @@ def test_cache_append():
     accuracy.check(case, *case.run())
 
 
-def test_the_reference_backend_on_the_gpu():
-    sequences = accuracy.make_sequences([5, 1], [300, 77], 8, 2, 64, torch.bfloat16, 7, FP8)
+@every_kernel
+def test_the_reference_backend_on_the_gpu(dtype):
+    sequences = accuracy.make_sequences([5, 1], [300, 77], 8, 2, 64, dtype, 7, FP8)
     case = accuracy.paged(sequences, 16, causal=True, k_descale=torch.tensor([0.5, 2.0], device="cuda"))
     accuracy.check(case, *case.run(backend="reference"))
 
 
-def test_compiles_without_a_graph_break():
-    sequences = accuracy.make_sequences([200, 77], [250, 77], 8, 2, 64, torch.bfloat16, 8, FP8)
-    scale = torch.tensor(0.7, device="cuda")
-    case = accuracy.packed(sequences, causal=True, k_descale=scale, v_descale=scale)
+@pytest.mark.parametrize(("dtype", "names"), [(torch.bfloat16, "kv"), (FP8, "qkv")], ids=["bf16", "fp8"])
+def test_compiles_without_a_graph_break(dtype, names):
+    sequences = accuracy.make_sequences([200, 77], [250, 77], 8, 2, 64, dtype, 8, FP8)
+    case = accuracy.packed(sequences, causal=True, **{f"{x}_descale": torch.tensor(0.7, device="cuda") for x in names})
     expected, _ = case.run()
     torch._dynamo.reset()
     out = torch.compile(lambda *args: case.call(*args, **case.kwargs), fullgraph=True)(*case.args)
@@ -206,3 +242,15 @@ def test_what_tma_cannot_walk_is_refused():
     k = torch.zeros(1, 40, 4, 72, device="cuda").to(FP8)[..., :64]
     with pytest.raises(ValueError, match="strides"):
         flash_attn_func(q[..., :64], k, k)
+    with pytest.raises(ValueError, match="q: got strides"):
+        flash_attn_func(k, k.contiguous(), k.contiguous())
+
+
+def test_the_op_refuses_fp8_queries_that_it_has_no_kernel_for():
+    q = torch.zeros(1, 40, 4, 64, device="cuda").to(FP8)
+    lse = torch.empty(1, 4, 40, device="cuda")
+    forward = torch.ops.lite_attention.fwd
+    rest = (lse, None, None, None, None, None, 40, 40, 0.125, -1, -1)
+    for keys, out in ((q, q.half()), (q.bfloat16(), q.bfloat16())):
+        with pytest.raises(RuntimeError, match="out is bfloat16 where q is FP8"):
+            forward(q, keys, keys, out, *rest)

@@ -55,7 +55,7 @@ def skip_cases(draw, max_k=40):
     ranges = st.lists(st.tuples(length, length).map(sorted).map(tuple), max_size=2).map(tuple)
     forced = st.none() | st.tuples(*[ranges] * len(case.q_lens))
     return SkipCase(
-        case=dataclasses.replace(case, alibi="", fp8=""),
+        case=dataclasses.replace(case, alibi="", fp8="", fp8_q=False),
         tile=(draw(st.integers(1, 7)), draw(st.one_of(st.just(1), st.integers(1, 9)))),  # of 1 key for second words
         fill=draw(st.sampled_from(("full", "random", *FILLS))),
         thresholds=draw(st.tuples(threshold) | st.tuples(*[threshold] * heads)),
@@ -71,7 +71,7 @@ class SkipCall(Call):
     def __init__(self, skip_case: SkipCase):
         super().__init__(skip_case.case)
         self.skip_case = skip_case
-        for name in ("softcap", "alibi_slopes", "k_descale", "v_descale", "return_softmax_lse"):
+        for name in ("softcap", "alibi_slopes", "q_descale", "k_descale", "v_descale", "return_softmax_lse"):
             del self.kwargs[name]
         q, k = self.args[:2]
         if self.function is flash_attn_varlen_func:
