@@ -9,9 +9,6 @@ namespace {
 constexpr int kPlanThreads = 1024;
 // With this many items a worker, whole items balance within a few percent and no partial result is ever written.
 constexpr int kWholeItemsPerWorker = 4;
-// With fewer, the last worker may end this much later than they all would with equal parts, where items have so many
-// rows that writing and adding up parts of them takes as long.
-constexpr float kWholeMayTake = 1.15f;
 
 // Exclusive sum over the block's threads; total is the same for all of them.
 __device__ int block_exclusive_sum(int value, int& total) {
@@ -94,15 +91,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   if (threadIdx.x == 0) offsets[lengths.planned()] = num_entries;
   __syncthreads();
 
-  // Under a causal mask items are half as long as the longest on average: so many heads have work for all workers
-  // while the longest item runs.
-  const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
-  most_tiles = block_max(most_tiles);
-  const int last_heads = min(masked ? 2 * bounds.num_workers / max(most_tiles, 1) + 1 : 1, packing.head_tiles);
-  // The items that are taken last: one for each worker.
-  const int first_of_last = num_entries - (bounds.num_workers + last_heads - 1) / last_heads;
-
-  int total_weight = 0, longest = 0, last_longest = 0;
+  int total_weight = 0, longest = 0;
   for (int first = 0; first < num_entries; first += kPlanThreads) {
     int e = first + threadIdx.x, weight = 0;
     if (e < num_entries) {
@@ -128,24 +117,20 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     if (e < num_entries) prefix[e] = total_weight + before;
     total_weight += total;
     longest = max(longest, weight);
-    if (e >= first_of_last) last_longest = max(last_longest, weight);
   }
 
   longest = block_max(longest);
-  last_longest = block_max(last_longest);
+  most_tiles = block_max(most_tiles);
   if (threadIdx.x == 0) {
     prefix[num_entries] = total_weight;
     int64_t total = int64_t{total_weight} * packing.head_tiles;
     int64_t run = (total + bounds.num_workers - 1) / bounds.num_workers;
-    const int64_t items = int64_t{num_entries} * packing.head_tiles;
-    bool balanced = items >= int64_t{kWholeItemsPerWorker} * bounds.num_workers && longest <= run;
-    if (tile.block_m > kRowsPerWarpgroup) {
-      // Items of one length go in rounds; of falling lengths, the last to end is on average half of one of the last.
-      const float equal = float(total) / bounds.num_workers;
-      const float rounds = float((items + bounds.num_workers - 1) / bounds.num_workers) * longest;
-      const float whole = max(float(longest), min(rounds, equal + 0.5f * last_longest));
-      balanced = balanced || whole <= kWholeMayTake * equal;
-    }
+    bool balanced = int64_t{num_entries} * packing.head_tiles >= int64_t{kWholeItemsPerWorker} * bounds.num_workers &&
+                    longest <= run;
+    // Under a causal mask items are half as long as the longest on average: so many heads have work for all workers
+    // while the longest item runs.
+    const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
+    int last_heads = masked ? 2 * bounds.num_workers / max(most_tiles, 1) + 1 : 1;
     PlanHeader& header = *reinterpret_cast<PlanHeader*>(words);
     header.total = total;
     header.run = max(run, int64_t{1});
@@ -157,7 +142,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.num_workers = bounds.num_workers;
     header.entries = bounds.entries();
     header.prefix = bounds.prefix();
-    header.last_heads = last_heads;
+    header.last_heads = min(last_heads, packing.head_tiles);
     header.taken = header.finished = 0;
   }
 }
