@@ -377,6 +377,20 @@ def test_a_list_is_the_same_by_one_block_or_several(q_len):
     assert torch.equal(alone.indices[0, 0, : int(alone.counts)], together.indices[0, 0, : int(alone.counts)])
 
 
+@pytest.mark.parametrize("batch", [1, 16, 20])
+def test_tables_for_which_shared_memory_has_no_room(batch):
+    """By a cluster, by one block with a multiprocessor to itself, and by one of two beside each other."""
+    step = Step([1] * batch, [3001] * batch, heads=64, heads_k=8, sharp=0.5)
+    narrow = step.select()
+    blocks = step.table.shape[1]
+    wide = accuracy.ints([HUGE]).expand(batch, 70_000).contiguous()
+    wide[:, :blocks] = step.table
+    step.table = wide
+    lists = step.select()
+    assert torch.equal(lists.listed()[..., :blocks], narrow.listed()) and not lists.listed()[..., blocks:].any()
+    assert torch.equal(lists.counts, narrow.counts) and torch.equal(lists.left_out, narrow.left_out)
+
+
 def test_a_graph_follows_lengths_and_queries():
     """One graph of a decode step, replayed as sequences grow, end and begin in a wider batch."""
     step = Step([1, 1, 1], [4001, 777, 2999])
