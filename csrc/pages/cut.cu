@@ -437,10 +437,12 @@ cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t st
          params.max_blocks >= 2 * cluster * kLeastPages) {
     cluster *= 2;
   }
-  // Room beside the other blocks of a multiprocessor, unless there are too few blocks for all of them anyway.
+  // Room beside the other blocks of a multiprocessor, unless there are too few blocks for all of them anyway. Of a
+  // block's memory its Search takes a part, and the system 1 KiB more.
   const int words = words_of_block(params.words(), cluster);
   const int fixed = Shared::bytes(params, words);
-  const int limit = lists * cluster <= multiprocessors ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
+  const int of_block = lists * cluster <= multiprocessors ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
+  const int limit = of_block - int(sizeof(Search));
   const int64_t wanted = int64_t{words} * 32 * (params.quads() * int(sizeof(float4)) + 4);
   params.cut_room = int(std::min<int64_t>(wanted, std::max(0, limit - fixed)) / 16 * 16);
   cudaError_t error =

@@ -81,6 +81,9 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
   params.group = int(q.size(1) / heads_k);
   STD_TORCH_CHECK(max_seqlen_q * params.group <= kMaxQueries, "lite_attention: max_seqlen_q must be at most ",
                   kMaxQueries, " / (num_heads / num_heads_k), not ", max_seqlen_q);
+  STD_TORCH_CHECK(block_table.dim() == 2 && block_table.size(0) == batch &&
+                      (block_table.size(1) <= 1 || block_table.stride(1) == 1),
+                  "lite_attention: block_table must be (batch, max_blocks) with contiguous rows");
   params.batch = int(batch);
   params.max_seqlen_q = int(max_seqlen_q);
   params.max_blocks = int(block_table.size(1));

@@ -78,8 +78,7 @@ class PagedLayer:
 
     def __init__(self, blocks: int, key: Tensor) -> None:
         """`key`, (..., heads_k, head_dim): what the cache is to hold."""
-        # Zeros, for what dense kernels read of a page beyond its last token must be finite.
-        self.k, self.v = (key.new_zeros(blocks, PAGE, *key.shape[-2:]) for _ in range(2))
+        self.k, self.v = (key.new_empty(blocks, PAGE, *key.shape[-2:]) for _ in range(2))
         self.sketch = empty_sketch(self.k)
 
     def append(self, chunk: Chunk, k: Tensor, v: Tensor) -> None:

@@ -365,16 +365,31 @@ def test_a_sequence_does_not_see_the_rest_of_the_batch(fp8):
         assert torch.equal(single[b], out[b]) and torch.equal(single_lse[:, b], lse[:, b])
 
 
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_a_list_is_the_same_by_one_block_or_several(q_len):
+@pytest.mark.parametrize(("q_len", "heads"), [(1, 4), (3, 4), (3, 8), (1, 64)])
+def test_a_list_is_the_same_by_one_block_or_several(q_len, heads):
+    """With 8 heads shares have room in shared memory when there are several blocks, with 64 never."""
     k_lens = [70_000] + [100] * 139  # alone the first has blocks to spare, in the batch one for each KV head
-    step = Step([q_len] * len(k_lens), k_lens, heads_k=1, heads=4, sharp=0.5)
+    step = Step([q_len] * len(k_lens), k_lens, heads_k=1, heads=heads, sharp=0.5)
     together, alone = step.select(), step.select(slice(0, 1))
     listed = forms_agree(step, together)
     assert 0 < int(alone.counts) < listed.shape[-1] // 2
     for name in ("bits", "counts", "left_out"):
         assert torch.equal(getattr(alone, name), getattr(together, name)[:1]), name
     assert torch.equal(alone.indices[0, 0, : int(alone.counts)], together.indices[0, 0, : int(alone.counts)])
+
+
+@pytest.mark.parametrize("batch", [1, 16, 20])
+def test_tables_for_which_shared_memory_has_no_room(batch):
+    """By a cluster, by one block with a multiprocessor to itself, and by one of two beside each other."""
+    step = Step([1] * batch, [3001] * batch, heads=64, heads_k=8, sharp=0.5)
+    narrow = step.select()
+    blocks = step.table.shape[1]
+    wide = accuracy.ints([HUGE]).expand(batch, 70_000).contiguous()
+    wide[:, :blocks] = step.table
+    step.table = wide
+    lists = step.select()
+    assert torch.equal(lists.listed()[..., :blocks], narrow.listed()) and not lists.listed()[..., blocks:].any()
+    assert torch.equal(lists.counts, narrow.counts) and torch.equal(lists.left_out, narrow.left_out)
 
 
 def test_a_graph_follows_lengths_and_queries():
