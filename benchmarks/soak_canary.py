@@ -75,8 +75,9 @@ class Canaries:
 
 
 def _moved(here: dict[str, float], there: dict[str, float], token: int, other: int) -> float:
-    """By how much the lead of one token over the other differs; without end where one isn't among the best."""
+    """By how much one token's lead over the other moved; without end where it has none, or one isn't among the best."""
     one, two = f"token_id:{token}", f"token_id:{other}"
     if not {one, two} <= here.keys() & there.keys():
         return float("inf")
-    return (here[one] - here[two]) - (there[one] - there[two])
+    lead = here[one] - here[two]
+    return lead - (there[one] - there[two]) if lead >= 0 else float("inf")  # a greedy choice leads

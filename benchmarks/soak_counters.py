@@ -58,7 +58,7 @@ def between(before: Scrape, now: Scrape) -> list[str]:
     faults = [
         f"{key} fell from {value:g} to {now.rising[key]:g}" if key in now.rising else f"{key} is gone from /metrics"
         for key, value in before.rising.items()
-        if now.rising.get(key, float("-inf")) < value
+        if not now.rising.get(key, float("-inf")) >= value  # nor NaN
     ]
     visible = now.by_labels("lite_attention:pages_visible_total")
     for labels, read in before.by_labels("lite_attention:pages_read_total").items():  # one is written after the other

@@ -42,9 +42,13 @@ class Request:
 class Load:
     """Draws requests, the same ones for the same seed."""
 
-    def __init__(self, corpus: Sequence[int], model: str, context: int, longest: float, seed: int) -> None:
-        """`corpus`: tokens that prompts are cut from; `longest`: the longest prompts, as a share of `context`."""
-        self.corpus, self.model, self.context = corpus, model, context
+    def __init__(
+        self, corpus: Sequence[int], model: str, context: int, *, longest: float, seeds: bool, seed: int
+    ) -> None:
+        """`corpus`: tokens that prompts are cut from; `longest`: the longest prompts, as a share of `context`;
+        `seeds`: whether requests that are sampled have some; `seed`: of the load itself.
+        """
+        self.corpus, self.model, self.context, self.seeds = corpus, model, context, seeds
         self.random = random.Random(seed)
         self.most_new = max(16, min(128, context // 8))
         self.long = range(context // 4, min(int(longest * context), context - self.most_new))
@@ -70,7 +74,8 @@ class Load:
         body = self._body(self._prompt(), max_tokens=self.random.randint(1, self.most_new))
         if self.random.random() < 0.5 or kind == "parallel":
             body |= {"temperature": self.random.choice([0.5, 0.8, 1.0]), "top_p": self.random.choice([0.9, 1.0])}
-            body["seed"] = self.random.randrange(1 << 31)
+            if self.seeds:
+                body["seed"] = self.random.randrange(1 << 31)
         if self.random.random() < 0.7:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return getattr(self, f"_{kind}")(body)
@@ -88,7 +93,7 @@ class Load:
 
     def _leaves(self, body: dict) -> Request:
         body["max_tokens"] = self.most_new
-        body["n"] = self.random.choices([1, 3], [0.8, 0.2])[0]
+        body["n"] = 3 if body["temperature"] and self.random.random() < 0.3 else 1
         if body.get("stream") and self.random.random() < 0.7:
             return Request("leaves", body, body["n"], leave_after=self.random.randint(1, self.most_new // 2))
         return Request("leaves", body, body["n"], leave_after_s=self.random.uniform(0, 3))

@@ -22,6 +22,7 @@ from soak_load import Load, Request
 SCRAPE_S = 4.0  # between two scrapes of /metrics; workers write theirs every other second
 SETTLE_S = 2.5  # until they have written what they counted
 CANARY_S = 3.0  # between two canaries, less where the last one took that long
+MOST_FAULTS = 20  # after which it goes on no longer
 CORPUS = 60_000  # tokens of text to cut prompts from, or four times the context
 
 
@@ -39,6 +40,8 @@ class Plan:
         eps: the server's, where it is known.
         pid: the server, where it runs on this machine.
         preempts: whether preemptions are to happen.
+        seeds: whether requests that are sampled have seeds.
+        seed: of the load itself.
     """
 
     seconds: float
@@ -52,6 +55,7 @@ class Plan:
     eps: float | None
     pid: int | None
     preempts: bool
+    seeds: bool
     seed: int
 
 
@@ -77,7 +81,8 @@ class Soak:
         self._begin = time.monotonic()
         model, context = await self.client.model()
         self.show(0, "cutting prompts")
-        load = Load(await self._corpus(model, context), model, context, self.plan.longest, self.plan.seed)
+        plan, corpus = self.plan, await self._corpus(model, context)
+        load = Load(corpus, model, context, longest=plan.longest, seeds=plan.seeds, seed=plan.seed)
         self.show(0, "asking the canaries alone")
         canaries = load.canaries()
         first = [await self._send(request) for request in canaries]
@@ -88,11 +93,12 @@ class Soak:
         start = self._last = await self._rest()
         self._begin = time.monotonic()
         await self._load(load, canaries, compared)
+        if self.over:  # with faults: no need to look for more, least of all in a server that has ended
+            return self._result({}, compared)
         end = await self._rest()
         self._note(soak_counters.between(self._last, end))
         self._note(soak_counters.at_rest(start, end, self.sent, self.plan.eps))
         self._note([compared.unused()])
-        plan = self.plan
         self._note([soak_memory.fault("the server's resident memory", self.host, plan.warm_s, plan.host_bound)])
         self._note([soak_memory.fault("GPU memory", self.gpu, plan.warm_s, plan.gpu_bound)])
         counted = self._counted(start, end)
@@ -103,6 +109,11 @@ class Soak:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._begin
+
+    @property
+    def over(self) -> bool:
+        """Whether so much is wrong that it ends early."""
+        return len(self.faults) >= MOST_FAULTS
 
     async def _corpus(self, model: str, context: int) -> list[int]:
         found: list[int] = []
@@ -118,7 +129,7 @@ class Soak:
         running: set[asyncio.Task] = set()
         beside = [asyncio.create_task(self._watch(running, compared))]
         birds = asyncio.create_task(self._sing(canaries, compared))
-        while (elapsed := self.elapsed) < self.plan.seconds:
+        while (elapsed := self.elapsed) < self.plan.seconds and not self.over:
             await asyncio.sleep(min(load.wait(elapsed, self.plan.rate), self.plan.seconds - elapsed))
             if len(running) >= self.plan.in_flight:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -157,7 +168,7 @@ class Soak:
     async def _sing(self, canaries: list[Request], compared: Canaries) -> None:
         """Sends one canary after the other, until the time is over."""
         at = 0
-        while self.elapsed < self.plan.seconds:
+        while self.elapsed < self.plan.seconds and not self.over:
             due = self.elapsed + CANARY_S
             before = await self._preemptions()
             answer = await self._send(canaries[at])
@@ -221,9 +232,11 @@ class Soak:
 
     def _note(self, faults: list[str | None]) -> None:
         for fault in filter(None, faults):
-            if fault not in self.faults:
+            if fault in self.faults:
+                self.faults[fault] += 1
+            elif not self.over:
+                self.faults[fault] = 1
                 self.alarm(fault)
-            self.faults[fault] += 1
 
     @staticmethod
     def _counted(start: Scrape, end: Scrape) -> dict[str, float]:

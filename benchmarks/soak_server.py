@@ -38,9 +38,13 @@ def command(arguments: argparse.Namespace, model: str, port: int, on_gpu: bool) 
         "--num-gpu-blocks-override": pages,
         "--additional-config": json.dumps({"lite_attention": lists}),
     }
+    options = []
     if not on_gpu:
         values |= {"--dtype": "float32", "--max-num-batched-tokens": 512}
-    options = [str(part) for item in values.items() for part in item]
+        if not arguments.no_seeds:  # vLLM's engine ends there with "CPU Generator does not use offset"
+            values["--max-num-batched-tokens"] = arguments.context
+            options = ["--no-enable-chunked-prefill"]
+    options += [str(part) for item in values.items() for part in item]
     return [*serve_command(model, port, on_gpu), *options, *arguments.more]
 
 

@@ -1,6 +1,7 @@
 """Minutes of mixed load on a vLLM server that decodes from listed pages, with checks all along.
 
-    python benchmarks/vllm_soak.py --out soak.json                      # 30 minutes of SmolLM2, on a GPU or the CPU
+    python benchmarks/vllm_soak.py --out soak.json                      # 30 minutes of SmolLM2 on a GPU
+    python benchmarks/vllm_soak.py --minutes 5 --context 512 --min-context 128 --rate 0.8 --in-flight 12     # the CPU
     python benchmarks/vllm_soak.py --model MODEL --context 32768 --rate 8 --minutes 30 -- --tensor-parallel-size 2
     python benchmarks/vllm_soak.py --url http://127.0.0.1:8000 --pid 4711   # a server that runs already, and is idle
 
@@ -61,6 +62,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host-drift", type=float, default=128, help="MiB that are none (default: %(default)s)")
     parser.add_argument("--gpu-drift", type=float, default=64, help="MiB that are none (default: %(default)s)")
     parser.add_argument("--no-preemptions", action="store_true", help="they need not happen")
+    parser.add_argument(
+        "--no-seeds",
+        action="store_true",
+        help="no seeds for requests that are sampled. vLLM on the CPU ends where a prompt with a seed comes in parts: "
+        "there the server that is started takes prompts whole, but with --no-seeds in parts of 512 tokens",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the load (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a file for the results, JSON")
     soak_server.add_arguments(parser)
@@ -81,6 +88,7 @@ def plan(arguments: argparse.Namespace, pid: int | None) -> Plan:
         eps=None if arguments.url else arguments.eps,
         pid=pid,
         preempts=not arguments.no_preemptions,
+        seeds=not arguments.no_seeds,
         seed=arguments.seed,
     )
 
