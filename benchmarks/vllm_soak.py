@@ -1,22 +1,23 @@
 """Minutes of mixed load on a vLLM server that decodes from listed pages, with checks all along.
 
-    python benchmarks/vllm_soak.py --out soak.json                      # 30 minutes of SmolLM2 on a GPU
-    python benchmarks/vllm_soak.py --minutes 5 --context 512 --min-context 128 --rate 0.8 --in-flight 12     # the CPU
-    python benchmarks/vllm_soak.py --model MODEL --context 32768 --rate 8 --minutes 30 -- --tensor-parallel-size 2
+    python benchmarks/vllm_soak.py --minutes 5 --context 512 --min-context 128 --rate 0.8 --in-flight 12  # on the CPU
+    python benchmarks/vllm_soak.py --rate 100 --in-flight 64 --out soak.json                        # SmolLM2 on a GPU
+    python benchmarks/vllm_soak.py --model MODEL --context 32768 --rate 8 -- --tensor-parallel-size 2
     python benchmarks/vllm_soak.py --url http://127.0.0.1:8000 --pid 4711   # a server that runs already, and is idle
 
 Short and long prompts come in bursts, with beginnings in common, streamed or not, greedy and sampled with seeds, some
 with n above 1 or with stop strings; clients leave, and some requests are to be refused. The KV cache of the server that
 is started holds few of them, so that requests are preempted. Greedy canaries, which answered alone before, come again
-and again. Status 1, with the reasons, where
+and again. After 20 faults it ends. Status 1, with the reasons, where
 
 - a request ends otherwise than it asked for, or has no end;
-- a canary answers otherwise, unless a request was preempted meanwhile, or it is rounding (`soak_canary.py`);
+- a canary answers otherwise than alone, unless a request was preempted meanwhile, or by rounding (`soak_canary.py`);
 - a counter on /metrics falls, or does not agree with the others or with what clients had (`soak_counters.py`);
 - memory of the server's processes, or of the GPUs, drifts after a warm phase;
 - something was not tested: no preemption, or no canary apart from one.
 
-A server given by --url is to serve nobody else meanwhile, and to have lists on.
+Bursts are to fill the server, and pauses to let canaries by: the rate that does so is to be found, and was for the CPU
+alone. A server given by --url is to serve nobody else meanwhile, and to have lists on.
 """
 
 from __future__ import annotations

@@ -51,23 +51,29 @@ def generate_forks(llm, prompt: list[int], sampling: dict, then: dict, strangers
     """Samples of one prompt, and what follows on each: a new request, whose prompt is the first one and its answer.
 
     "together" has them as forks, which share pages with each other; what follows comes in one batch, with strangers.
-    "alone" has each by itself, one after the other, from a KV cache that has nothing of the others.
+    "alone" has each by itself, one after the other, from a KV cache that has nothing of the others; and what follows
+    twice: from the pages that the answer left ("after"), and from none ("anew").
     """
     n, seed = sampling["n"], sampling["seed"]
     (answers,) = generate(llm, [prompt], sampling)["tokens"]
     forks = generate(llm, [*([*prompt, *answer] for answer in answers), *strangers], then)
-    together = {
-        "answers": answers,
-        "cached": forks["cached"][:n],
-        "tokens": [tokens for (tokens,) in forks["tokens"][:n]],
-    }
+    follows = [tokens for (tokens,) in forks["tokens"][:n]]
+    together = {"answers": answers, "cached": forks["cached"][:n], "follows": follows}
+    alone = {"answers": [], "after": [], "anew": []}
 
-    def by_itself(tokens: list[int], how: dict) -> list[int]:
-        assert llm.reset_prefix_cache() and all(llm.collective_rpc(poison))
+    def follow(tokens: list[int], how: dict) -> list[int]:
         return generate(llm, [tokens], how)["tokens"][0][0]
 
-    samples = [by_itself(prompt, sampling | {"n": 1, "seed": seed + i}) for i in range(n)]  # as vLLM counts seeds on
-    alone = {"answers": samples, "tokens": [by_itself([*prompt, *sample], then) for sample in samples]}
+    def forget() -> None:
+        assert llm.reset_prefix_cache() and all(llm.collective_rpc(poison))
+
+    for i in range(n):
+        forget()
+        answer = follow(prompt, sampling | {"n": 1, "seed": seed + i})  # as vLLM counts seeds on
+        alone["answers"].append(answer)
+        alone["after"].append(follow([*prompt, *answer], then))
+        forget()
+        alone["anew"].append(follow([*prompt, *answer], then))
     return {"together": together, "alone": alone}
 
 
