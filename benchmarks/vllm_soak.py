@@ -28,6 +28,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +141,7 @@ def summary(result: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the server is stopped
     with contextlib.ExitStack() as stack:
         url, pid = arguments.url, arguments.pid
         if url is None:
