@@ -48,14 +48,23 @@ def command(arguments: argparse.Namespace, model: str, port: int, on_gpu: bool) 
     return [*serve_command(model, port, on_gpu), *options, *arguments.more]
 
 
+def environment(model: str, on_gpu: bool) -> dict[str, str]:
+    """What the user has set stays.
+
+    oneDNN keeps kernels for each number of tokens that a step had, 1024 of them: for long that looks like a leak.
+    """
+    return ({} if on_gpu else {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}) | serve_environment(model)
+
+
 @contextmanager
 def started(arguments: argparse.Namespace):
     """A healthy server, stopped in the end. The end of its log is printed where it fails."""
     from smollm2 import ensure_smollm2
 
     model, port = arguments.model or str(ensure_smollm2()), free_port()
-    line = command(arguments, model, port, on_gpu=hopper_name() is not None)
-    with Server(line, port, arguments.log, serve_environment(model)) as server:
+    on_gpu = hopper_name() is not None
+    line = command(arguments, model, port, on_gpu)
+    with Server(line, port, arguments.log, environment(model, on_gpu)) as server:
         try:
             wait_with_progress(server, arguments.start_timeout)
         except ServerError:
