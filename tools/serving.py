@@ -83,6 +83,11 @@ class Server:
     ) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """The server's process, which has started its others."""
+        return self._process.pid
+
     def wait(self) -> int:
         """Waits until the server ends by itself; returns its status."""
         return self._process.wait()

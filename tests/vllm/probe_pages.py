@@ -1,8 +1,8 @@
 """Runs vLLM's offline engine with lists, and reports what it generated and what it counted.
 
 Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache, or have
-{"abort": {"after": steps, "requests": [their places]}}. Output: the rounds that generated, the engine's counters,
-`lite_attention.stats()` or None, and the number of pages.
+{"abort": {"after": steps, "requests": [their places]}}, or be {"forks": arguments of `generate_forks`}. Output: the
+rounds that generated, the engine's counters, `lite_attention.stats()` or None, and the number of pages.
 """
 
 import dataclasses
@@ -47,6 +47,36 @@ def generate_with_aborts(llm, prompts: list, sampling: dict, abort: dict) -> dic
     }
 
 
+def generate_forks(llm, prompt: list[int], sampling: dict, then: dict, strangers: list) -> dict:
+    """Samples of one prompt, and what follows on each: a new request, whose prompt is the first one and its answer.
+
+    "together" has them as forks, which share pages with each other; what follows comes in one batch, with strangers.
+    "alone" has each by itself, one after the other, from a KV cache that has nothing of the others; and what follows
+    twice: from the pages that the answer left ("after"), and from none ("anew").
+    """
+    n, seed = sampling["n"], sampling["seed"]
+    (answers,) = generate(llm, [prompt], sampling)["tokens"]
+    forks = generate(llm, [*([*prompt, *answer] for answer in answers), *strangers], then)
+    follows = [tokens for (tokens,) in forks["tokens"][:n]]
+    together = {"answers": answers, "cached": forks["cached"][:n], "follows": follows}
+    alone = {"answers": [], "after": [], "anew": []}
+
+    def follow(tokens: list[int], how: dict) -> list[int]:
+        return generate(llm, [tokens], how)["tokens"][0][0]
+
+    def forget() -> None:
+        assert llm.reset_prefix_cache() and all(llm.collective_rpc(poison))
+
+    for i in range(n):
+        forget()
+        answer = follow(prompt, sampling | {"n": 1, "seed": seed + i})  # as vLLM counts seeds on
+        alone["answers"].append(answer)
+        alone["after"].append(follow([*prompt, *answer], then))
+        forget()
+        alone["anew"].append(follow([*prompt, *answer], then))
+    return {"together": together, "alone": alone}
+
+
 def counted() -> dict | None:
     """`lite_attention.stats()`, once they stand still."""
     import lite_attention
@@ -68,6 +98,8 @@ if __name__ == "__main__":
     for each in request["rounds"]:
         if each.get("poison"):
             assert all(llm.collective_rpc(poison))
+        elif "forks" in each:
+            rounds.append(generate_forks(llm, **each["forks"]))
         elif "abort" in each:
             rounds.append(generate_with_aborts(llm, each["prompts"], each["sampling"], each["abort"]))
         else:

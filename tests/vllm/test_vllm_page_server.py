@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -109,3 +111,17 @@ async def test_a_client_that_leaves_takes_nothing_from_others(http):
         await asyncio.sleep(0.1)
     assert float(running[1]) == 0
     assert (await complete(http, PROMPTS[7]))[1] == alone
+
+
+def test_seconds_of_mixed_load(server, tmp_path):
+    """`benchmarks/vllm_soak.py` on this server. vLLM's engine on the CPU takes no prompt with a seed in parts."""
+    script = Path(__file__).parents[2] / "benchmarks" / "vllm_soak.py"
+    command = [sys.executable, str(script), "--url", server.url, "--pid", str(server.pid), "--minutes", "0.2"]
+    command += ["--rate", "2", "--in-flight", "6", "--patience", "120", "--no-seeds", "--no-preemptions"]
+    process = subprocess.run([*command, "--out", str(tmp_path / "soak.json")], capture_output=True, text=True)
+    print(process.stdout)
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads((tmp_path / "soak.json").read_text())
+    assert result["counted"]["lite_attention:decode_rows_total"] > 100
+    assert result["canaries"]["same"] > 0
+    assert result["host_mib"][-1][1] > 100

@@ -100,6 +100,40 @@ def test_among_strangers(model, alone, prefix_caching):
         assert all(cached >= 64 for cached in reported["rounds"][1]["cached"][4:])
 
 
+def test_forks_of_one_prefix(tmp_path, full):
+    """Four samples that share the prompt's pages, each continued by a request that finds its answer's pages cached.
+
+    What follows is what each alone would get after its answer. It is the same without a prefix cache where the answers
+    were decoded densely, as those of the first prompt, which end where lists begin. Lists, as those by which the second
+    one's are decoded, show in an answer's keys and values: a prefill makes others of it.
+    """
+    new = 40
+    short, long, *strangers = random_model.prompts(310, 470, 33, 300, 150)
+    sampling = {"temperature": 0.8, "n": 4, "seed": 1234, "max_tokens": new, "ignore_eos": True, "detokenize": False}
+    then = {"temperature": 0, "max_tokens": 24, "ignore_eos": True, "detokenize": False}
+    reported = generate_by_lists(
+        random_model.write(tmp_path),
+        [
+            {"forks": {"prompt": prompt, "sampling": sampling, "then": then, "strangers": strangers}}
+            for prompt in (short, long)
+        ],
+        {"eps": 0.3, "min_context": len(short) + new, "newest": 16},
+        {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
+        skip_tokenizer_init=True,
+        max_model_len=1024,
+        enable_prefix_caching=True,
+    )
+    for prompt, found in zip((short, long), reported["rounds"], strict=True):
+        assert found["together"]["answers"] == found["alone"]["answers"]
+        assert len({tuple(answer) for answer in found["alone"]["answers"]}) == 4
+        assert min(found["together"]["cached"]) >= len(prompt) + new - 32
+        assert found["together"]["follows"] == found["alone"]["after"]
+    dense, listed = (found["alone"] for found in reported["rounds"])
+    assert dense["anew"] == dense["after"]
+    assert listed["anew"] != listed["after"]
+    assert reported["stats"]["read"] < 0.9 * reported["stats"]["visible"]
+
+
 def test_preemption(model, alone):
     """A KV cache for a third of the requests. What was decoded is computed again as a prompt would be, densely."""
     reported = generate_by_lists(

@@ -1,0 +1,57 @@
+"""Memory of a server's processes in a soak test, and whether it drifts."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+from collections.abc import Sequence
+
+import psutil
+
+LEAST = 9  # samples after the warm phase that tell a drift
+
+
+def host_mib(pid: int) -> float:
+    """Resident memory of a process and all that it has started, MiB. A process that ends meanwhile counts nothing."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 2**20
+
+
+def gpu_mib() -> float | None:
+    """Memory in use on all GPUs, whoever uses it, MiB; None without nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True)
+    return sum(map(float, answer.stdout.split())) if answer.returncode == 0 else None
+
+
+def drift(samples: Sequence[tuple[float, float]], warm_s: float) -> float | None:
+    """Growth in MiB from the first to the last third of what follows the warm phase; None where that is too short.
+
+    `samples`: seconds and MiB. Medians, so that a request in passing is no growth.
+    """
+    after = [mib for second, mib in samples if second >= warm_s]
+    if len(after) < LEAST:
+        return None
+    third = len(after) // 3
+    return statistics.median(after[-third:]) - statistics.median(after[:third])
+
+
+def fault(name: str, samples: Sequence[tuple[float, float]], warm_s: float, bound: float) -> str | None:
+    """What is wrong with the memory called `name`, or None."""
+    grown = drift(samples, warm_s)
+    if grown is None or grown <= bound:
+        return None
+    return f"{name} grew by {grown:.0f} MiB after the first {warm_s:.0f} s, more than {bound:.0f}"
