@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from lite_attention import LiteAttention, collect_stats, plot
 
-FRAMES, SIDE, CHANNELS, PATCH = 12, 48, 3, 2
+FRAMES, SIDE, CHANNELS, PATCH = 24, 32, 3, 2
 GRID = (FRAMES, SIDE // PATCH, SIDE // PATCH)  # tokens in time, down and across
 PATCH_SIZE = CHANNELS * PATCH * PATCH
 SHAPES, DIRECTIONS = 3, 4
