@@ -21,6 +21,7 @@ from pathlib import Path
 
 MARK = "reshape_and_cache"  # in the name of a kernel that every layer of every backend runs once
 GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
+COUNTED = ("launches", "busy_us", "us", "idle_us")
 LEAST_US = 0.5  # a step, of kernels that a table names
 
 
@@ -36,7 +37,7 @@ def kernels(events: list[dict], layers: int) -> dict:
 
     Returns:
         `step_us`, and `steps`; by kernel its `launches`, `busy_us` and `us` (from start to end, waiting included) in a
-        step; `idle_us`, when nothing ran.
+        step, and `idle_us`, when nothing ran before it; the sum of those.
     """
     marks = [at for at, event in enumerate(events) if MARK in event["name"]]
     starts = marks[::layers]
@@ -44,31 +45,31 @@ def kernels(events: list[dict], layers: int) -> dict:
         raise ValueError(f"{len(marks)} kernels named {MARK}*; needs more than {2 * layers}, those of two steps")
     lengths = [events[b]["ts"] - events[a]["ts"] for a, b in itertools.pairwise(starts)]
     usual = statistics.median(lengths)
-    found: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    steps, idle, total = 0, 0.0, 0.0
+    found: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+    steps, total = 0, 0.0
     for first, last, length in zip(starts, starts[1:], lengths, strict=False):
         if length > 2 * usual:  # another prompt, or the profiler's own start
             continue
         steps, total = steps + 1, total + length
         covered = events[first]["ts"]
-        for event in events[first:last]:
+        for event in events[first : last + 1]:
             end = event["ts"] + event["dur"]
-            idle += max(0.0, event["ts"] - covered)
             entry = found[short(event["name"])]
+            entry[3] += max(0.0, event["ts"] - covered)
+            if event is events[last]:  # of the next step
+                break
             entry[0] += 1
             entry[1] += max(0.0, end - max(covered, event["ts"]))
             entry[2] += event["dur"]
             covered = max(covered, end)
-        idle += max(0.0, events[last]["ts"] - covered)
     names = sorted(found, key=lambda name: -found[name][1])
     return {
         "steps": steps,
         "layers": layers,
         "step_us": total / steps,
-        "idle_us": idle / steps,
+        "idle_us": sum(entry[3] for entry in found.values()) / steps,
         "kernels": {
-            name: {key: value / steps for key, value in zip(("launches", "busy_us", "us"), found[name], strict=True)}
-            for name in names
+            name: {key: value / steps for key, value in zip(COUNTED, found[name], strict=True)} for name in names
         },
     }
 
@@ -92,8 +93,8 @@ def table(results: dict[str, dict]) -> str:
             f"{engine}: {found['step_us'] / 1000:.2f} ms a step, mean of {found['steps']} under the profiler; nothing "
             f"ran in {found['idle_us']:.0f} us of it",
             "",
-            "| kernel | launches a step | busy us a step | busy us a layer | us a launch, waiting included |",
-            "|---|---|---|---|---|",
+            "| kernel | launches a step | busy us a step | a layer | us a launch, waits included | idle us before it |",
+            "|---|---|---|---|---|---|",
         ]
         for name, each in found["kernels"].items():
             if each["busy_us"] < LEAST_US and each["launches"] < layers:
@@ -101,7 +102,7 @@ def table(results: dict[str, dict]) -> str:
             a_layer = f"{each['busy_us'] / layers:.1f}" if each["launches"] >= layers - 1 else ""
             lines.append(
                 f"| `{name}` | {each['launches']:g} | {each['busy_us']:.0f} | {a_layer} "
-                f"| {each['us'] / each['launches']:.1f} |"
+                f"| {each['us'] / each['launches']:.1f} | {each['idle_us']:.0f} |"
             )
         lines.append("")
     return "\n".join(lines)

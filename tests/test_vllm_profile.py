@@ -36,9 +36,9 @@ def test_busy_and_idle_times_add_up_to_the_step(tmp_path):
         json.dump({"traceEvents": trace()[::-1]}, file)
     found = kernels(read_trace(path), LAYERS)
     assert (found["steps"], found["step_us"], found["idle_us"]) == (2, 100, 40)
-    assert found["kernels"]["sm90::attend<64>"] == {"launches": 2, "busy_us": 40, "us": 50}
+    assert found["kernels"]["sm90::attend<64>"] == {"launches": 2, "busy_us": 40, "us": 50, "idle_us": 0}
     assert sum(each["busy_us"] for each in found["kernels"].values()) + found["idle_us"] == found["step_us"]
-    assert "| `sm90::attend<64>` | 2 | 40 | 20.0 | 25.0 |" in table({"engine": found})
+    assert "| `sm90::attend<64>` | 2 | 40 | 20.0 | 25.0 | 0 |" in table({"engine": found})
 
 
 def test_a_trace_of_one_step_is_refused():
