@@ -15,7 +15,9 @@ struct Work {
   Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
-// The planning warp's side. All lanes call together and get the same.
+// The planning warp's side. All lanes call together and get the same. With `kWhole` items are never split: what is left
+// out then matters to a warp with few registers.
+template <bool kWhole>
 class Scheduler {
  public:
   // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
@@ -38,7 +40,7 @@ class Scheduler {
   }
 
   // Whether items are taken one by one, and were not dealt out by the plan.
-  __device__ bool takes() const { return header_.mode == PlanMode::kWhole; }
+  __device__ bool takes() const { return kWhole || header_.mode == PlanMode::kWhole; }
 
   __device__ Work next() {
     Work work{};
