@@ -16,14 +16,15 @@ struct Work {
 };
 
 // The planning warp's side. All lanes call together and get the same. What the plan says is read again for every item:
-// the producer has few registers.
+// the producer has few registers. With `kWhole` items are never split: what is left out then matters to it as well.
+template <bool kWhole>
 class Scheduler {
  public:
   // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
   // any more.
   __device__ Scheduler(const FwdParams& params, int worker, bool ahead)
       : params_(params), worker_(worker), ahead_(ahead) {
-    begin_run(Plan(params.plan));
+    if constexpr (!kWhole) begin_run(Plan(params.plan));
   }
 
   __device__ Work next() {
@@ -38,7 +39,11 @@ class Scheduler {
       leave(plan);
       return work;
     }
-    takes_ ? next_whole(plan, work) : next_run(plan, work);
+    if (kWhole || takes_) {
+      next_whole(plan, work);
+    } else {
+      next_run(plan, work);
+    }
     const Lengths& lengths = params_.lengths;
     work.seq = Sequence::load(lengths, work.batch);
     if (lengths.lists.indices) {
@@ -147,7 +152,7 @@ class Scheduler {
 
   const FwdParams& params_;
   const int worker_;
-  int64_t position_, end_;
+  int64_t position_ = 0, end_ = 0;
   int64_t group_begin_ = 0;  // of the heads that are streamed side by side
   int group_head_ = 0, entry_ = 0;
   const bool ahead_;
