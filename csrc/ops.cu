@@ -233,8 +233,11 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   params.k_has_batch = k_batched;
   params.box_rows = kernel.tile.box_rows;
   if (paged) {
+    const Tensor& table = *call.block_table;
     params.block_table = int_data(call.block_table, "block_table");
-    params.block_table_stride = call.block_table->stride(0);
+    STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == call.batch() && (table.size(1) <= 1 || table.stride(1) == 1),
+                    "lite_attention: block_table must be (batch, max_blocks) with contiguous rows");
+    params.block_table_stride = table.stride(0);
     params.page_size = int(k.size(1));
     params.box_rows = std::gcd(params.page_size, kernel.tile.block_n);
     STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ",

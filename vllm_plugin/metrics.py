@@ -11,6 +11,7 @@ Workers on other machines have a directory of their own there, which no API serv
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -39,6 +40,9 @@ BY_GROUP = {
     "left_out_mass": "Sum of the shares of softmax mass estimated to be left out, over decisions.",
     "decisions": "Decode steps of requests, counted for each query head and layer.",
 }
+FILE_BYTES = 1 << 16  # of a worker's file: some forty counters, of 200 bytes each
+logger = logging.getLogger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
+
 ROWS = "Decode steps of requests, attended to densely or by lists."
 SKETCH_BYTES = "Bytes of the KV cache that sketches take."
 
@@ -70,9 +74,10 @@ class Publisher:
         self.tallies: dict[str, Tally] = {}  # by the first layer of a KV-cache group: vLLM may build a group twice
         directory = Path(os.environ.get(VLLM_DIRECTORY) or os.environ[DIRECTORY])
         name = f"{NAMESPACE}-{os.getpid()}.db"
-        self._counters = MmapedDict(str(directory / f"counter_{name}"))
+        self._failed = False
+        self._counters = _file(directory / f"counter_{name}")
         gauges = directory / f"gauge_livesum_{name}"
-        self._gauges = MmapedDict(str(gauges))
+        self._gauges = _file(gauges)
         Finalize(None, gauges.unlink, kwargs={"missing_ok": True}, exitpriority=0)  # counters stay, gauges don't
         threading.Thread(target=self._run, name="lite_attention_metrics", daemon=True).start()
 
@@ -98,20 +103,51 @@ class Publisher:
     def _run(self) -> None:
         while True:
             time.sleep(PERIOD)
+            self.try_to_publish()
+
+    def try_to_publish(self) -> None:
+        """Metrics that can't be written must not end the thread that writes them: the next time they may."""
+        try:
             self.publish()
+        except Exception as error:
+            if not self._failed:
+                logger.warning("Metrics of listed pages are not brought up to date: %s", error)
+            self._failed = True
+
+
+def _file(path: Path) -> MmapedDict:
+    """Its room is reserved: to write to a mapped file that the disk then has no room for would end the process.
+
+    Raises:
+        OSError: there is none.
+    """
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+    return MmapedDict(str(path))
 
 
 _publisher: Publisher | None = None
+_unpublished = False  # for want of a file
 
 
 def publish(key: str, tally: Tally) -> None:
-    """Has the tally of a KV-cache group of this worker published from now on, in place of the one before it."""
+    """Has the tally of a KV-cache group of this worker published from now on, in place of the one before it.
+
+    Without room for its file a worker serves all the same, and says once that it has no metrics.
+    """
     from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 
-    global _publisher
+    global _publisher, _unpublished
+    if _unpublished:
+        return
     if _publisher is None:
-        announce()  # a worker that was started elsewhere
-        _publisher = Publisher(get_tensor_model_parallel_rank() == 0 and get_pp_group().is_first_rank)
+        try:
+            announce()  # a worker that was started elsewhere
+            _publisher = Publisher(get_tensor_model_parallel_rank() == 0 and get_pp_group().is_first_rank)
+        except OSError as error:
+            _unpublished = True
+            logger.warning("No metrics of listed pages from this worker: %s", error)
+            return
     _publisher.tallies[key] = tally
 
 

@@ -18,6 +18,7 @@ VARIABLE = "VLLM_ATTENTION_BACKEND"
 _TURN_ON = ("LITE_ATTENTION_EPS", "LITE_ATTENTION_PAGES")  # of `settings`, which other backends need not load
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
+_told: set[str] = set()  # warnings of this process: a configuration may be made several times
 
 
 def install() -> None:
@@ -69,6 +70,10 @@ def _settled(vllm_config: Any) -> Any:
         return vllm_config
     from vllm_plugin import settings
 
+    for line in settings.unread():
+        if line not in _told:
+            _told.add(line)
+            logger.warning("%s", line)
     if not settings.given(vllm_config) or not settings.keep(vllm_config).enabled:
         return vllm_config
     if chosen:

@@ -8,6 +8,7 @@ hands to its workers.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY = "lite_attention"
 PREFIX = "LITE_ATTENTION_"
+_READ_ELSEWHERE = ("CACHE", "FA3", "METRICS_DIR", "SKIP_CUDA_BUILD", "TEST_MODEL")  # in this project, after the prefix
 
 
 class PageSettings(BaseModel):
@@ -95,6 +97,19 @@ def given(vllm_config: VllmConfig) -> bool:
     config = vllm_config.additional_config
     variables = map(_variable, PageSettings.model_fields)
     return (isinstance(config, dict) and KEY in config) or any(map(os.environ.get, variables))
+
+
+def unread(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What to tell of each variable that has the prefix and that nothing reads: as of one that is misspelled."""
+    names = [_variable(name) for name in PageSettings.model_fields]
+    known = {*names, *(PREFIX + name for name in _READ_ELSEWHERE)}
+    told = []
+    for name in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+        # Without the prefix, which makes all names alike.
+        close = difflib.get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in names], 1)
+        meant = f"did you mean {PREFIX}{close[0]}?" if close else f"there are {', '.join(names)}"
+        told.append(f"{name} is ignored: no setting has this name; {meant}")
+    return told
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -427,16 +427,26 @@ __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_con
   Cut(params, smem, search).run();
 }
 
-}  // namespace
-
-cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {
-  // Few lists are shared among blocks until there is one for every multiprocessor.
+// Few lists are shared among blocks until there is one for every multiprocessor.
+int blocks_of_list(const SelectParams& params, int multiprocessors) {
   const int lists = params.batch * params.sketches.heads_k;
   int cluster = 1;
   while (2 * cluster <= kMaxCluster && 2 * cluster * lists <= multiprocessors &&
          params.max_blocks >= 2 * cluster * kLeastPages) {
     cluster *= 2;
   }
+  return cluster;
+}
+
+}  // namespace
+
+bool cut_fits(const SelectParams& params, int multiprocessors) {
+  const int words = words_of_block(params.words(), blocks_of_list(params, multiprocessors));
+  return Shared::bytes(params, words) + int(sizeof(Search)) <= kMaxSmem;
+}
+
+cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {
+  const int lists = params.batch * params.sketches.heads_k, cluster = blocks_of_list(params, multiprocessors);
   // Room beside the other blocks of a multiprocessor, unless there are too few blocks for all of them anyway. Of a
   // block's memory its Search takes a part, and the system 1 KiB more.
   const int words = words_of_block(params.words(), cluster);

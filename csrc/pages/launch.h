@@ -70,7 +70,8 @@ struct SelectParams {
 
 // Log-masses of full pages of all sequences that don't list everything.
 cudaError_t launch_score(const SelectParams& params, int multiprocessors, cudaStream_t stream);
-// Lists from them.
+// Lists from them, where a block's shared memory has room for what it needs at least.
+bool cut_fits(const SelectParams& params, int multiprocessors);
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream);
 
 }  // namespace lite_attention::pages

@@ -108,6 +108,9 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
   if (batch == 0) return;
   torch::stable::accelerator::DeviceGuard guard(device);
   cudaStream_t stream = current_stream(device);
+  STD_TORCH_CHECK(cut_fits(params, multiprocessors(device)), "lite_attention: block_table has ", params.max_blocks,
+                  " pages a sequence, more than shared memory has room for beside ", params.group,
+                  " query heads a KV head and ", batch * heads_k, " lists");
   // On PyTorch's allocator and this stream: alive until the launches.
   std::optional<Tensor> scratch;
   if (params.eps > 0 && params.max_blocks > 0 && max_seqlen_q > 0 && params.sketches.num_blocks > 0) {

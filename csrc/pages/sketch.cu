@@ -8,6 +8,7 @@
 #include "dependent_launch.cuh"
 #include "pages/launch.h"
 #include "pages/layout.cuh"
+#include "pages/warp.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -45,12 +46,6 @@ struct Quad<__nv_fp8_e4m3> {
     x[0] = wide.x, x[1] = wide.y, x[2] = wide.z, x[3] = wide.w;
   }
 };
-
-__device__ float warp_min(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fminf(x, __shfl_xor_sync(~0u, x, step));
-  return x;
-}
-__device__ float warp_max(float x) { return -warp_min(-x); }
 
 // Offset and step over the channels of all lanes; `known` turns false where these are not numbers.
 template <int kRounds>

@@ -1,4 +1,4 @@
-// Numbers that are not finite, and sums and maxima over a warp in an order that is always the same.
+// Numbers that are not finite, and sums and extremes over a warp in an order that is always the same.
 #pragma once
 
 #include <cfloat>
@@ -18,5 +18,7 @@ __device__ inline float warp_max(float x) {
   for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
   return x;
 }
+
+__device__ inline float warp_min(float x) { return -warp_max(-x); }
 
 }  // namespace lite_attention::pages

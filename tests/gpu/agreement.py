@@ -2,6 +2,7 @@
 
 Kernels round otherwise, and by the last layer that moves logits, those of small value as much as those of large. How
 much is measured, where both runs have had the same tokens: a difference of tokens is excused where it is of that size.
+It is not where logits are equal: of these one and the same token must come.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ def agreement(found: dict, expected: dict, excuse: bool = False) -> int:
         agreed += same
         if same < len(tokens) and not excuse:
             here, there = found["best"][i][0][same], expected["best"][i][0][same]
-            moved = _moved(here, there, str(tokens[same]), str(others[same]))
-            assert moved <= WORST * typical, (
-                f"prompt {i} differs at {same} by {moved}, rounding by {typical}: {here}, expected {there}"
-            )
+            token, other = str(tokens[same]), str(others[same])
+            where = f"prompt {i} differs at {same}: {token} of {here}, expected {other} of {there}"
+            assert _lead(here, token, other) >= 0 and _lead(there, other, token) >= 0, f"not the best token; {where}"
+            moved = _lead(here, token, other) + _lead(there, other, token)
+            assert 0 < moved <= WORST * typical, f"logits moved by {moved}, by rounding {typical}; {where}"
     return agreed
 
 
@@ -46,8 +48,6 @@ def _first_difference(tokens: list[int], others: list[int]) -> int:
     return next((at for at, (one, other) in enumerate(zip(tokens, others, strict=True)) if one != other), len(tokens))
 
 
-def _moved(here: dict[str, float], there: dict[str, float], token: str, other: str) -> float:
-    """By how much the lead of one token over the other differs; without end where one isn't among the best."""
-    if not {token, other} <= here.keys() & there.keys():
-        return float("inf")
-    return (here[token] - here[other]) - (there[token] - there[other])
+def _lead(best: dict[str, float], token: str, other: str) -> float:
+    """Of one token over the other; without end where one isn't among the best."""
+    return best[token] - best[other] if {token, other} <= best.keys() else float("inf")

@@ -9,7 +9,7 @@ import accuracy
 import pytest
 import torch
 
-from lite_attention import flash_attn_varlen_func
+from lite_attention import SkipList, flash_attn_varlen_func
 from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, select_pages, sketch_bytes, write_sketch
 from lite_attention.pages.estimate import log_mass, shares
 from lite_attention.pages.layout import decode
@@ -461,3 +461,41 @@ def test_an_operator_sees_what_the_kernels_have_not():
         step.select()
     with pytest.raises(NotImplementedError, match="max_seqlen_q: got 17 query tokens of 4 query heads"):
         step.attend(some_lists(step, 1.0))
+
+
+def test_a_table_too_wide_for_shared_memory_is_refused_by_name():
+    step = Step([1] * 150, [40] * 150, heads=64, heads_k=1, head_dim=64)
+    step.table = torch.cat([step.table, accuracy.ints([HUGE]).expand(150, 200_000)], 1)
+    with pytest.raises(RuntimeError, match=f"block_table has {step.table.shape[1]} pages a sequence"):
+        step.select()
+
+
+def test_a_direct_call_needs_a_table_of_its_batch():
+    """None of the ops reads a row that is not there, or takes columns for rows."""
+    q, k = (torch.zeros(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((3, 4, 64), (8, PAGE, 2, 64)))
+    out, lse, table = torch.empty_like(q), torch.empty(4, 3, device="cuda"), torch.zeros(3, 2, device="cuda").int()
+    starts, used = accuracy.ints([0, 1, 2, 3]), accuracy.ints([20, 1, 32])
+    skip = SkipList.fresh(3, 4, 1, 2 * PAGE, head_dim=64, device="cuda")
+    lists = PageLists.empty(3, 2, 4, 2, torch.device("cuda"))
+    lists.counts.zero_()
+    ops, tensors = torch.ops.lite_attention, (q, k, k, out, lse)
+
+    def dense(table):
+        ops.fwd(*tensors, starts, None, used, table, None, 1, 2 * PAGE, 0.125, -1, 0)
+
+    def skipping(table):
+        listed = (skip.bits, torch.full((), -1.0, device="cuda"), None, None)
+        tile = (skip.block_m, skip.block_n)
+        ops.skip_fwd(*tensors, *listed, starts, None, used, table, 1, 2 * PAGE, 0.125, -1, 0, None, *tile, True)
+
+    def listed(table):
+        arguments = (lists.indices, lists.counts, starts, used, table, 1, 0.125, None, None, None, 0)
+        ops.page_attend(*tensors, *arguments)
+
+    for call in (dense, skipping, listed):
+        call(table)
+        for wrong in (table[:2], torch.cat([table, table]), table.T.contiguous().T):
+            with pytest.raises(RuntimeError, match="block_table must be"):
+                call(wrong)
+    with pytest.raises(RuntimeError, match="block_table must be"):
+        dense(table.flatten())

@@ -70,6 +70,33 @@ def test_what_is_refused(settings, environment, message):
         resolve(settings, **environment)
 
 
+def test_variables_that_nothing_reads():
+    from vllm_plugin import settings
+
+    known = ["EPS", "PAGES", "MIN_CONTEXT", "NEWEST", "DENSE_LAYERS", "METRICS_DIR", "CACHE", "FA3", "TEST_MODEL"]
+    environment = {f"LITE_ATTENTION_{name}": "1" for name in (*known, "SKIP_CUDA_BUILD")} | {"LITE_OTHER": "1"}
+    assert settings.unread(environment) == []
+    misspelled = {f"LITE_ATTENTION_{name}": "1" for name in ("ESP", "DENSE_LAYER", "SOMETHING_ELSE")}
+    layers, esp, other = settings.unread(environment | misspelled)
+    assert "LITE_ATTENTION_DENSE_LAYER is ignored" in layers and "did you mean LITE_ATTENTION_DENSE_LAYERS?" in layers
+    assert "LITE_ATTENTION_ESP is ignored" in esp and "did you mean LITE_ATTENTION_EPS?" in esp
+    assert "LITE_ATTENTION_SOMETHING_ELSE is ignored" in other and "there are LITE_ATTENTION_PAGES, " in other
+
+
+def test_a_misspelled_variable_is_named_once(model, monkeypatch):
+    from vllm_plugin import selection
+
+    said = []
+    monkeypatch.setattr(selection.logger, "warning", lambda message, *values: said.append(message % values))
+    monkeypatch.setattr(selection, "_told", set())
+    monkeypatch.setenv("LITE_ATTENTION_ESP", "0.1")
+    for _ in range(2):
+        engine_config(model, attention_backend="LITE_ATTENTION")
+    assert [line for line in said if "LITE_ATTENTION_ESP" in line] == [
+        "LITE_ATTENTION_ESP is ignored: no setting has this name; did you mean LITE_ATTENTION_EPS?"
+    ]
+
+
 def engine_config(model: str, **arguments):
     from vllm.engine.arg_utils import EngineArgs
 

@@ -1,4 +1,4 @@
-"""Bugs to plant in the kernel: one place in csrc/ each, and what stands there instead."""
+"""Bugs to plant in the kernels: one place in csrc/ each, and what stands there instead."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ class Bug(NamedTuple):
     file: str  # below csrc/
     old: str  # stands there once
     new: str
+    tests: str = "dense"  # of check.py, that are to catch it
 
 
 BUGS = [
@@ -46,6 +47,46 @@ BUGS = [
     Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs", "        // while QK runs"),
     Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "      whole = Traits::kSkip || item.work.parts == 1;\n",
         "      whole = true;\n"),
+    # A kernel that begins before the one before it has ended.
+    Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
+    Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  wait_for_kernels_before();\n", "", "pages"),
+    # Skip lists: votes that are lost or that nobody may cast, a list brought up to date before the votes are in.
+    Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) atomicOr(",
+        "if (stays && threadIdx.x % 128 == 0) atomicOr(", "skip"),
+    Bug("first-tile-dropped", "sm90/skip_list.cuh",
+        "      if (item.first / 32 == w) voted |= 1u << (item.first % 32);", "", "skip"),
+    Bug("unused-rows-vote", "sm90/skip_list.cuh", "if (thread_rows.row(i) >= rows.used) softmax.row_max[i] = INFINITY;",
+        "", "skip"),
+    Bug("votes-counted-early", "sm90/skip_list.cuh", "    lists_.left[buffer].wait(ring_.phase ^ 1);\n", "", "skip"),
+    Bug("forced-tiles-forgotten", "sm90/skip_list.cuh",
+        "if (list_.must_do) bits |= list_.must_do[int64_t{work.batch} * list_.words + w];", "", "skip"),
+    # Page lists: pages left out that must not be, a sketch that is off, a list that attention does not follow.
+    Bug("list-cut-off-by-a-page", "pages/cut.cu", "params_.counts[list_] = total;",
+        "params_.counts[list_] = max(total - 1, 0);", "pages"),
+    Bug("newest-pages-forgotten", "pages/cut.cu", "return page == 0 || page >= first_new;", "return page == 0;",
+        "pages"),
+    Bug("first-page-forgotten", "pages/cut.cu", "return page == 0 || page >= first_new;", "return page >= first_new;",
+        "pages"),
+    Bug("budget-passed-by-a-page", "pages/cut.cu", "if (sum > budget) atomicMin(&search_.cut, rank);",
+        "if (sum > budget) atomicMin(&search_.cut, rank + 1);", "pages"),
+    Bug("one-head-decides", "pages/cut.cu", "    for_warps(params_.group, [&](int i) {\n      const int bin =",
+        "    for_warps(1, [&](int i) {\n      const int bin =", "pages"),
+    Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
+        "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
+    Bug("list-not-followed", "sm90/producer.cuh", "    if constexpr (Traits::kPageLists) {\n      if (list_) {",
+        "    if constexpr (Traits::kPageLists) {\n      if (list_ && page == 0) {", "pages"),
+    # FP8 queries, keys and values: factors, the converter's waits, its order of elements.
+    Bug("fp8-queries-unscaled", "sm90/descale.cuh", "scores_ *= load(params.q_descale, work.batch, kv_head);", "{}",
+        "fp8"),
+    Bug("fp8-values-scaled-as-the-first-head", "sm90/descale.cuh",
+        "values_ = load(params.v_descale, work.batch, kv_head);", "values_ = load(params.v_descale, work.batch, 0);",
+        "fp8"),
+    Bug("fp8-no-wait-for-loaded", "sm90/converter.cuh",
+        "    loads.full[rings.from.stage].wait(rings.from.phase);\n", "", "fp8"),
+    Bug("fp8-no-wait-for-free", "sm90/converter.cuh", "    empty[rings.to.stage].wait(rings.to.phase ^ 1);\n", "",
+        "fp8"),
+    Bug("fp8-halves-swapped", "sm90/converter.cuh", "* kThreads, pairs[2], pairs[3]);",
+        "* kThreads, pairs[3], pairs[2]);", "fp8"),
 ]  # fmt: skip
 
 

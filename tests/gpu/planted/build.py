@@ -1,8 +1,10 @@
-"""Builds the kernels for head dim 128 in bfloat16, as they are and with each planted bug, in about 30 s of CPU a bug.
+"""Builds kernels for head dim 128, as they are and with each planted bug, in about a minute of CPU a bug.
 
-    python tests/gpu/planted/build.py OUT      # needs nvcc; OUT gets NAME.so for each bug, and sound.so
+    python tests/gpu/planted/build.py OUT [NAME...]   # needs nvcc; OUT gets NAME.so for each bug or for those named,
+                                                      # and sound.so
 
-Head dim 128 has all there is: clusters, two consumer warpgroups, a tile for each kind of call.
+Head dim 128 has all there is: clusters, two consumer warpgroups, a tile for each kind of call. Bugs that FP8 tests are
+to catch are built over FP8 queries, the others over bfloat16; the sound library has both.
 """
 
 from __future__ import annotations
@@ -22,15 +24,31 @@ from bugs import BUGS, Bug, plant  # noqa: E402
 
 import setup  # noqa: E402
 
-INSTANCE = "csrc/sm90/instances/hd128_bf16.cu"
+BFLOAT16, FP8 = "hd128_bf16", "hd128_fp8qkv"
 FIND_KERNEL = """\
 #include "sm90/launch.h"
 namespace lite_attention::sm90 {
-Kernel find_kernel(ElementType, KeyType, int head_dim, TileKind kind, bool score_mod) {
-  return head_dim <= 128 ? kernel<ElementType::kBFloat16, 128>(kind, score_mod) : Kernel{};
+Kernel find_kernel(ElementType, KeyType keys, int head_dim, TileKind kind, bool score_mod) {
+  if (head_dim > 128 || keys == KeyType::kE4M3) return {};
+  return keys == KeyType::kE4M3Queries ? fp8_qkv_kernel<128>(score_mod)
+                                       : kernel<ElementType::kBFloat16, 128>(kind, score_mod);
 }
-}  // namespace lite_attention::sm90
 """
+LACKING = {
+    BFLOAT16: "template <> Kernel kernel<ElementType::kBFloat16, 128>(TileKind, bool) { return {}; }\n",
+    FP8: "template <> Kernel fp8_qkv_kernel<128>(bool) { return {}; }\n",
+}
+
+
+def only(instances: tuple[str, ...], csrc: Path) -> None:
+    """Leaves these of the kernels in the copy of csrc/ at `csrc`."""
+    for path in csrc.glob("sm90/instances/*.cu"):
+        if path.stem not in instances:
+            path.unlink()
+    lacking = [text for name, text in LACKING.items() if name not in instances]
+    # What stands in for a kernel must be declared before it is used.
+    head, _, rest = FIND_KERNEL.partition("Kernel find_kernel(")
+    (csrc / "sm90/find_kernel.cu").write_text("".join([head, *lacking, "Kernel find_kernel(", rest, "}\n"]))
 
 
 def compile_kernels(tree: Path) -> Path:
@@ -44,29 +62,36 @@ def compile_kernels(tree: Path) -> Path:
     return build / "_C.abi3.so"
 
 
-def main(out: Path) -> None:
+def deliver(library: Path, to: Path) -> None:
+    """Whoever sees the file sees all of it."""
+    part = to.with_suffix(".part")
+    shutil.copy(library, part)
+    part.rename(to)
+    print(to.stem, flush=True)
+
+
+def main(out: Path, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    if unknown := set(names) - {bug.name for bug in BUGS}:
+        raise SystemExit(f"no such bugs: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as scratch:
         sound = Path(scratch, "sound")
         shutil.copytree(ROOT / "csrc", sound / "csrc")
-        for path in (sound / "csrc").glob("sm90/instances/*.cu"):
-            if path != sound / INSTANCE:
-                path.unlink()
-        (sound / "csrc/sm90/find_kernel.cu").write_text(FIND_KERNEL)
-        shutil.copy(compile_kernels(sound), out / "sound.so")
+        only((BFLOAT16, FP8), sound / "csrc")
+        deliver(compile_kernels(sound), out / "sound.so")
 
         def variant(bug: Bug) -> None:
             tree = Path(scratch, bug.name)
             shutil.copytree(sound, tree)  # with its objects and their times: only what the bug touches is compiled
             plant(bug, tree / "csrc")
-            shutil.copy(compile_kernels(tree), out / f"{bug.name}.so")
+            only((FP8,) if bug.tests == "fp8" else (BFLOAT16,), tree / "csrc")
+            deliver(compile_kernels(tree), out / f"{bug.name}.so")
             shutil.rmtree(tree)
-            print(bug.name, flush=True)
 
         os.environ["MAX_JOBS"] = str(setup.max_jobs())
         with ThreadPoolExecutor(setup.max_jobs()) as pool:
-            list(pool.map(variant, BUGS))
+            list(pool.map(variant, [bug for bug in BUGS if not names or bug.name in names]))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
