@@ -51,8 +51,8 @@ BUGS = [
     Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
     Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  wait_for_kernels_before();\n", "", "pages"),
     # Skip lists: votes that are lost or that nobody may cast, a list brought up to date before the votes are in.
-    Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) atomicOr(",
-        "if (stays && threadIdx.x % 128 == 0) atomicOr(", "skip"),
+    Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) or_shared(",
+        "if (stays && threadIdx.x % 128 == 0) or_shared(", "skip"),
     Bug("first-tile-dropped", "sm90/skip_list.cuh",
         "      if (item.first / 32 == w) voted |= 1u << (item.first % 32);", "", "skip"),
     Bug("unused-rows-vote", "sm90/skip_list.cuh", "if (thread_rows.row(i) >= rows.used) softmax.row_max[i] = INFINITY;",
