@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -29,10 +30,12 @@ def host_mib(pid: int) -> float:
 
 
 def gpu_mib() -> float | None:
-    """Memory in use on all GPUs, whoever uses it, MiB; None without nvidia-smi."""
+    """Memory in use on the GPUs that CUDA shows this process, whoever uses it, MiB; None without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
     answer = subprocess.run(query, capture_output=True, text=True)
     return sum(map(float, answer.stdout.split())) if answer.returncode == 0 else None
 

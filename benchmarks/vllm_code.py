@@ -5,9 +5,9 @@
     python benchmarks/vllm_code.py --table result.json
 
 MODEL is a Hugging Face directory. Engines run one after the other, each in processes of its own, as `vllm serve` has
-them (asynchronous scheduling, full CUDA graphs of decode steps), without torch.compile. All requests come at once;
-timed are the steps after the last prompt, in which every request gets a token. `--out` is written after each engine,
-and a second run goes on from there. How long outputs stay those of FLASH_ATTN is told too: rounding alone parts them.
+them (torch.compile, asynchronous scheduling, full CUDA graphs of decode steps). All requests come at once; timed are
+the steps after the last prompt, in which every request gets a token. `--out` is written after each engine, and a second
+run goes on from there. How long outputs stay those of FLASH_ATTN is told too: rounding alone parts them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from vllm_steps import Engines, counted, keep, kept, machine, report, time_steps, wait_for_turn
+from vllm_steps import (
+    Engines,
+    add_arguments,
+    counted,
+    handed_on,
+    keep,
+    kept,
+    machine,
+    profiler_config,
+    report,
+    time_steps,
+    wait_for_turn,
+)
 
 ROOM = 512  # tokens that are generated at most: the first request has them while the last prompts are prefilled
 COMPARED = 64  # tokens of each output
@@ -27,39 +39,40 @@ ENGINES = ("eps=0.1", "FLASH_ATTN", "eps=0.02", "eps=0")
 PEER = "FLASH_ATTN"
 
 
-def serve(engine: str, model: str, prompts: list[list[int]], steps: int) -> dict:
+def serve(engine: str, prompts: list[list[int]], arguments: argparse.Namespace) -> dict:
     """One engine: its times, and the first tokens of each of its `outputs`."""
     from vllm import LLM, SamplingParams
 
     eps = None if engine == PEER else float(engine.removeprefix("eps="))
     settings = {} if eps is None else {"block_size": 16, "additional_config": {"lite_attention": {"eps": eps}}}
+    compilation = {"cudagraph_capture_sizes": sorted({1, 2, 4, 8, 16, 32, 64, len(prompts)})}
+    if arguments.quick:
+        compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     start = time.perf_counter()
     llm = LLM(
-        model=model,
+        model=str(arguments.model),
         skip_tokenizer_init=True,
         attention_backend=PEER if eps is None else "LITE_ATTENTION",
         dtype="bfloat16",
         max_model_len=len(prompts[0]) + ROOM,
         max_num_seqs=len(prompts),
         max_num_batched_tokens=16384,
-        gpu_memory_utilization=0.92,
+        gpu_memory_utilization=arguments.gpu_memory or 0.92,
         enable_prefix_caching=False,
-        compilation_config={
-            "mode": 0,
-            "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": sorted({1, 2, 4, 8, 16, 32, 64, len(prompts)}),
-        },
+        compilation_config=compilation,
+        **profiler_config(arguments.profile),
         **settings,
     )
     started = time.perf_counter() - start
     params = SamplingParams(temperature=0, max_tokens=ROOM, ignore_eos=True, detokenize=False)
-    found, tokens = time_steps(llm.llm_engine, prompts, params, steps)
+    found, tokens = time_steps(llm, prompts, params, arguments.steps, arguments.profile)
     config = llm.llm_engine.vllm_config
     result = {
         "engine": engine,
         "requests": len(prompts),
         "prompt_tokens": len(prompts[0]),
         "start_s": started,
+        "torch_compile": not arguments.quick,
         "kv_cache_pages": config.cache_config.num_gpu_blocks,
         "async_scheduling": bool(config.scheduler_config.async_scheduling),
         **found,
@@ -111,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict]:
     results = kept(arguments.out)
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Path(scratch) / "prompts.json"
-        command = [__file__, str(arguments.model), "--prompts", str(prompts), "--steps", str(arguments.steps)]
+        command = [__file__, str(arguments.model), "--prompts", str(prompts), *handed_on(arguments)]
         missing = [engine for engine in arguments.only if engine not in results]
         outputs = arguments.out.with_suffix(".outputs.json") if arguments.out else Path(scratch) / "outputs.json"
         found = kept(outputs)
@@ -142,10 +155,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL")
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=28000, help="of each prompt")
-    parser.add_argument("--steps", type=int, default=64, help="that are timed")
     parser.add_argument("--only", type=lambda text: text.split(","), default=ENGINES, help="of " + ", ".join(ENGINES))
-    parser.add_argument("--out", type=Path, help="a file for the results, JSON")
-    parser.add_argument("--commit", default="unknown", help="what is being measured")
+    add_arguments(parser)
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of a file, and measure nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
@@ -157,7 +168,7 @@ def main() -> None:
     elif arguments.one:
         wait_for_turn()
         prompts = json.loads(arguments.prompts.read_text())
-        report(serve(arguments.one, str(arguments.model), prompts, arguments.steps))
+        report(serve(arguments.one, prompts, arguments))
     else:
         print(table(measure(arguments)))
 

@@ -19,7 +19,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from vllm_steps import Engines, counted, keep, kept, machine, report, time_steps, wait_for_turn
+from vllm_steps import (
+    Engines,
+    add_arguments,
+    counted,
+    handed_on,
+    keep,
+    kept,
+    machine,
+    profiler_config,
+    report,
+    time_steps,
+    wait_for_turn,
+)
 
 PAGE = 16
 FORCED = "FORCED_LISTS"
@@ -80,16 +92,17 @@ def serve(arguments: argparse.Namespace) -> dict:
             dtype="bfloat16",
             max_model_len=context,
             max_num_seqs=requests,
-            gpu_memory_utilization=0.95,
+            gpu_memory_utilization=arguments.gpu_memory or 0.95,
             tensor_parallel_size=arguments.tensor_parallel,
             enable_prefix_caching=False,
             compilation_config=compilation,
+            **profiler_config(arguments.profile),
             **settings,
         )
     started = time.perf_counter() - start
     params = SamplingParams(temperature=0, max_tokens=RESERVE, ignore_eos=True, detokenize=False)
     prompts = [[(1000 + 7919 * i + 31 * t) % 120000 for t in range(context - RESERVE)] for i in range(requests)]
-    found, _ = time_steps(llm.llm_engine, prompts, params, arguments.steps)
+    found, _ = time_steps(llm, prompts, params, arguments.steps, arguments.profile)
     result = {
         "backend": arguments.one,
         "requests": requests,
@@ -112,12 +125,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--share", type=float, default=0.15, help="of pages in each list")
-    parser.add_argument("--steps", type=int, default=64, help="that are timed")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs")
     parser.add_argument("--backends", nargs="+", default=["LITE_ATTENTION", "FLASH_ATTN"])
-    parser.add_argument("--out", type=Path, help="a file for the results, JSON")
-    parser.add_argument("--commit", default="unknown", help="what is being measured")
-    parser.add_argument("--quick", action="store_true", help="without torch.compile, which takes a minute to start")
+    add_arguments(parser)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -127,8 +137,8 @@ def main() -> None:
     results = kept(arguments.out)
     commands = {}
     for backend in arguments.backends:
-        commands[backend] = [__file__, "--one", backend, *(["--quick"] if arguments.quick else [])]
-        for name in ("requests", "context", "share", "steps", "tensor_parallel"):
+        commands[backend] = [__file__, "--one", backend, *handed_on(arguments)]
+        for name in ("requests", "context", "share", "tensor_parallel"):
             commands[backend] += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     missing = {backend: command for backend, command in commands.items() if backend not in results}
     with Engines(missing) as engines:

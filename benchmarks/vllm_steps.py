@@ -1,26 +1,52 @@
-"""What the benchmarks of vLLM have in common: timing the steps of an engine, and a process for each engine."""
+"""What the benchmarks of vLLM have in common: steps of an engine timed and profiled, and a process for each engine."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+from vllm_profile import kernels, read_trace
+
 WARM_UP = 8  # steps that don't count
+PROFILED = 8  # steps
 MARK = "RESULT "  # before a result, among all that vLLM prints
 
 
-def time_steps(engine: object, prompts: list, params: object, steps: int) -> tuple[dict, list[list[int]]]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the benchmarks of vLLM take alike."""
+    parser.add_argument("--steps", type=int, default=64, help="that are timed (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="without torch.compile, which takes a minute to start")
+    parser.add_argument("--gpu-memory", type=float, help="share of the GPU's memory that the engine may take")
+    parser.add_argument("--profile", action="store_true", help="then a few steps more, for the time of each kernel")
+    parser.add_argument("--out", type=Path, help="a file for the results, JSON")
+    parser.add_argument("--commit", default="unknown", help="what is being measured")
+
+
+def handed_on(arguments: argparse.Namespace) -> list[str]:
+    """Of `add_arguments` those that the process of an engine takes."""
+    flags = [f"--{name}" for name in ("quick", "profile") if getattr(arguments, name)]
+    memory = ["--gpu-memory", str(arguments.gpu_memory)] if arguments.gpu_memory else []
+    return ["--steps", str(arguments.steps), *flags, *memory]
+
+
+def time_steps(
+    llm: object, prompts: list, params: object, steps: int, profile: bool = False
+) -> tuple[dict, list[list[int]]]:
     """Prefills all prompts, then times steps in which every request gets a token.
 
     Requests come at once, as to `LLM.generate`: the first of them decode while the last are prefilled, and are to have
-    tokens left. Returns the times, and the tokens of each request so far.
+    tokens left. Returns the times, and the tokens of each request so far. With `profile`, an engine that was made with
+    `profiler_config()` runs a few steps more.
     """
+    engine = llm.llm_engine
     start = time.perf_counter()
     for i, prompt in enumerate(prompts):
         engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
@@ -45,7 +71,37 @@ def time_steps(engine: object, prompts: list, params: object, steps: int) -> tup
         "steps": steps,
         "prefill_s": prefill,
     }
+    if profile:
+        found["kernels"] = _profiled(engine, tokens)
     return found, [tokens[str(i)] for i in range(len(prompts))]
+
+
+def profiler_config(profile: bool) -> dict:
+    """An argument of `LLM`, for `time_steps` with `profile`."""
+    if not profile:
+        return {}
+    config = {
+        "profiler": "torch",
+        "torch_profiler_dir": tempfile.mkdtemp(prefix="profile-"),  # workers of other processes write there
+        "torch_profiler_with_stack": False,
+        "torch_profiler_dump_cuda_time_total": False,
+    }
+    return {"profiler_config": config}
+
+
+def _profiled(engine: object, tokens: dict) -> dict:
+    """Where the GPU time of some steps goes; of several GPUs, the first one's. No reason to lose what was timed."""
+    config = engine.vllm_config
+    try:
+        engine.start_profile()
+        for _ in range(PROFILED):
+            _take(engine.step(), tokens)
+        engine.stop_profile()
+        traces = sorted(Path(config.profiler_config.torch_profiler_dir).glob("*.json*"))
+        return kernels(read_trace(traces[0]), config.model_config.get_total_num_hidden_layers())
+    except Exception as error:
+        print(f"no profile: {type(error).__name__} {error}", flush=True)
+        return {}
 
 
 def _take(outputs: list, tokens: dict[str, list[int]]) -> int:

@@ -42,12 +42,17 @@ class Tally:
         self.serving = False
         self._warm = False
         self._layers_of = torch.tensor([thirds.count(group) for group in range(len(GROUPS))])
-        self._third = torch.tensor(thirds, device=device)
+        groups = len(GROUPS)
+        # By group pages read and mass left out; then pages that a head of a layer could see, rows, and those listed.
+        self._totals = torch.zeros(2 * groups + 3, dtype=torch.float64, device=device)
+        # The same of one step, of each layer; and the total that each goes to.
+        self._step = torch.zeros(2 * self.layers + 3, dtype=torch.float64, device=device)
+        places = [*thirds, *(groups + third for third in thirds), *range(2 * groups, 2 * groups + 3)]
+        self._places = torch.tensor(places, device=device)
+        self._least = torch.tensor([[1], [max(min_context, 1)]], dtype=torch.int32, device=device)
         self._counts = torch.zeros(self.layers, rows, heads_k, dtype=torch.int32, device=device)
         self._left_out = torch.zeros(self.layers, rows, heads, dtype=torch.float32, device=device)
         self._heads = heads
-        # By group pages read and mass left out; then pages that a head of a layer could see, rows, and those listed.
-        self._totals = torch.zeros(2 * len(GROUPS) + 3, dtype=torch.float64, device=device)
         self._copy = torch.zeros_like(self._totals, device="cpu", pin_memory=device.type == "cuda")
 
     def of_layer(self, slot: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,16 +60,19 @@ class Tally:
         return self._counts[slot, :rows], self._left_out[slot, :rows]
 
     def add(self, rows: Decoding) -> None:
-        """Adds a step of all layers. Rows of padding have no keys, and count for nothing."""
-        batch = rows.seq_lens.shape[0]
-        groups = len(GROUPS)
-        by_layer = torch.stack(
-            [self._counts[:, :batch].sum((1, 2), dtype=torch.float64), self._left_out[:, :batch].sum((1, 2)).double()]
-        )
-        self._totals[: 2 * groups].view(2, groups).index_add_(1, self._third, by_layer)
-        pages = (rows.seq_lens + PAGE - 1) // PAGE
-        listed = (rows.seq_lens >= self.min_context) & (rows.seq_lens > 0) & ~rows.whole
-        self._totals[2 * groups :] += torch.stack([pages.sum(), (rows.seq_lens > 0).sum(), listed.sum()])
+        """Adds a step of all layers. Rows of padding have no keys, and count for nothing.
+
+        Few operations, as each is a node of the CUDA graph, whose launch takes longer than its work.
+        """
+        batch, layers = rows.seq_lens.shape[0], self.layers
+        read, left_out, pages, counted = self._step.split([layers, layers, 1, 2])
+        torch.sum(self._counts[:, :batch], (1, 2), dtype=torch.float64, out=read)
+        torch.sum(self._left_out[:, :batch], (1, 2), dtype=torch.float64, out=left_out)
+        torch.sum((rows.seq_lens + (PAGE - 1)) // PAGE, 0, keepdim=True, dtype=torch.float64, out=pages)
+        there = rows.seq_lens >= self._least
+        torch.gt(there[1], rows.whole, out=there[1])  # and not whole
+        torch.sum(there, 1, dtype=torch.float64, out=counted)
+        self._totals.index_add_(0, self._places, self._step)
         self._copy.copy_(self._totals, non_blocking=True)
 
     def start(self) -> None:

@@ -39,14 +39,19 @@ struct Turn {
 
 // 0 * NaN is NaN: probabilities of masked keys are zero, but rows of V that nobody wrote may hold anything, so they are
 // zeroed before PV reads them. Every warpgroup zeroes all such rows for itself, which needs no barrier between
-// warpgroups.
+// warpgroups. Costly, so only where TMA did not read zeros there: Consumer::zeros_follow.
 template <class Traits>
 __device__ void zero_rows(typename Traits::Value* v_stage, int begin, int end) {
-  constexpr int kVectors = Traits::kRowBytes / 16;
-  auto* vectors = reinterpret_cast<uint4*>(v_stage);
-  for (int i = threadIdx.x % 128; i < Traits::kBlockN * Traits::kSlabs * kVectors; i += 128) {
-    int row = i / kVectors % Traits::kBlockN;
-    if (row >= begin && row < end) vectors[i] = make_uint4(0, 0, 0, 0);
+  constexpr int kVectors = Traits::kRowBytes / 16, kRowsAtOnce = 128 / kVectors;
+  const int thread = threadIdx.x % 128;
+  auto* vectors = reinterpret_cast<uint4*>(v_stage) + thread;
+#pragma unroll 1
+  for (int first = begin; first < end; first += kRowsAtOnce) {  // the same for all threads
+    if (first + thread / kVectors >= end) continue;
+#pragma unroll
+    for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+      vectors[(slab * Traits::kBlockN + first) * kVectors] = make_uint4(0, 0, 0, 0);
+    }
   }
   cutlass::arch::fence_view_async_shared();
   cutlass::arch::NamedBarrier::sync(128, kWarpgroup + threadIdx.x / 128 - 1);
@@ -180,9 +185,11 @@ class Consumer {
       smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
       turn_.wait();
       issue_qk();
-      if constexpr (kJoined) issue_pv();
+      if constexpr (kJoined) {
+        finish_rows();  // while QK runs, behind which PV's first instruction would wait
+        issue_pv();
+      }
       turn_.pass();
-      if constexpr (kJoined) finish_rows();
       softmax = Softmax(ScoreModifier<Traits::kScoreMod>::softmax_scale(item.score_scale(params_)));
       value_scale = item.descales.values();
       gemm_wait<kJoined ? 1 : 0>(scores);
@@ -243,7 +250,7 @@ class Consumer {
         for (; item.blind(); item.go_on()) pass_by_tile();
         begin(item, false_type{});
       }
-      if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN) {
+      if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {
         smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
         zero_rows<Traits>(v_stage(), end, kBlockN);
       }
@@ -259,7 +266,7 @@ class Consumer {
         smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
         zero_rows<Traits>(v_stage(), 0, begin);
       }
-      whole = item.work.parts == 1;
+      whole = Traits::kSkip || item.work.parts == 1;
     }
   }
 
@@ -272,7 +279,7 @@ class Consumer {
     } else {
       for (; item.n >= item.work.n_begin; item.go_on()) pass_by_tile();
       lists_.leave();
-      if (item.work.parts > 1) epilogue.store_no_part();
+      if (!Traits::kSkip && item.work.parts > 1) epilogue.store_no_part();
     }
     ring_work_.release();
   }
@@ -301,6 +308,8 @@ class Consumer {
     release(smem_.v_empty[ring_v_.stage]);
     ring_v_.advance();
   }
+  // Whether a sequence's keys end where their tensor does, past which TMA reads zeros.
+  __device__ bool zeros_follow() const { return params_.k_has_batch && !params_.lengths.seqused_k; }
   __device__ Value* values() const { return reinterpret_cast<Value*>(smem_.v); }
   __device__ Value* v_stage() const { return values() + ring_v_.stage * kBlockN * Traits::kHeadDim; }
 

@@ -11,21 +11,6 @@
 
 namespace lite_attention::sm90 {
 
-// Transposes a 4 x 4 matrix of words over the four threads of a quad: word k of thread t becomes word t of thread k.
-__device__ inline void quad_transpose(uint32_t (&w)[4]) {
-  int lane = threadIdx.x % 4;
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    bool upper = lane & bit;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (k & bit) continue;
-      uint32_t received = __shfl_xor_sync(~0u, upper ? w[k] : w[k | bit], bit);
-      (upper ? w[k] : w[k | bit]) = received;
-    }
-  }
-}
-
 template <class Traits>
 class Epilogue {
   using Element = typename Traits::Element;
@@ -65,11 +50,12 @@ class Epilogue {
     }
   }
 
-  // A quad holds a row; after the transpose each of its threads writes 16 bytes of every 64.
+  // A quad holds a row. Neighbours exchange words, so that each thread has 8 bytes of a sector of 32.
   template <class Output>
   __device__ void store_final(const Output& output, const float (&lse)[2]) const {
     cutlass::NumericArrayConverter<Element, float, 2> convert;
-    int quad_lane = threadIdx.x % 4;
+    const int quad_lane = threadIdx.x % 4;
+    const bool odd = quad_lane % 2;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = thread_rows_.row(i), token = thread_rows_.token(i);
@@ -78,20 +64,19 @@ class Epilogue {
       float row_lse = lse[i];
       float share = to ? join_sink(row_lse, head) : 1.f;
 #pragma unroll
-      for (int group = 0; group < Traits::kHeadDim / 32; ++group) {
-        uint32_t words[4];
+      for (int group = 0; group < Traits::kHeadDim / 16; ++group) {
+        uint32_t words[2];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          int v = 4 * group + k;
+        for (int k = 0; k < 2; ++k) {
+          const int v = 2 * group + k;
           auto pair =
               convert(cutlass::Array<float, 2>{output(4 * v + 2 * i) * share, output(4 * v + 2 * i + 1) * share});
           words[k] = reinterpret_cast<const uint32_t&>(pair);
         }
-        quad_transpose(words);
-        int column = 32 * group + 8 * quad_lane;
-        if (to && column < params_.head_dim) {
-          *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
-        }
+        const uint32_t received = __shfl_xor_sync(~0u, odd ? words[0] : words[1], 1);
+        const uint2 four = odd ? make_uint2(received, words[1]) : make_uint2(words[0], received);
+        const int column = 16 * group + 8 * odd + 4 * (quad_lane / 2);
+        if (to && column < params_.head_dim) *reinterpret_cast<uint2*>(to + column) = four;
       }
       if (to && quad_lane == 0) *lse_row(token, head) = row_lse;
     }
@@ -99,7 +84,7 @@ class Epilogue {
 
   template <class Output>
   __device__ void store(const Output& output, const float (&lse)[2]) const {
-    if (work_.parts == 1) {
+    if (Traits::kSkip || work_.parts == 1) {  // items with lists have one part
       store_final(output, lse);
     } else {
       store_part(output, lse);

@@ -19,6 +19,7 @@ struct ListStorage {
     uint32_t* row;  // where the list lies in device memory
     int word_begin, word_end;
     int first;  // the tile visited first
+    int tiles;  // how many are visited
     float threshold;
   };
 

@@ -1,5 +1,7 @@
 #include "sm90/plan.cuh"
 
+#include <climits>
+
 #include "dependent_launch.cuh"
 #include "sm90/sequence.cuh"
 
@@ -7,8 +9,17 @@ namespace lite_attention::sm90 {
 namespace {
 
 constexpr int kPlanThreads = 1024;
-// With this many items a worker, whole items balance within a few percent and no partial result is ever written.
+// With this many items of few rows a worker, whole items balance within a few percent and no partial result is ever
+// written.
 constexpr int kWholeItemsPerWorker = 4;
+// For items of many rows, what it takes to write and add up parts of them, in KV tiles a worker: 25 to 40 us.
+constexpr float kPartsCost = 25.f;
+// How much longer the tiles of a run take, as workers don't walk the same keys together: little where L2 holds a
+// head's keys.
+constexpr float kRunCost = 0.03f, kRunCostBeyondL2 = 0.25f;
+constexpr int64_t kBytesInL2 = 24 << 20;
+// Parts of an item that one block should have to add up.
+constexpr int kMostParts = 8;
 
 // Exclusive sum over the block's threads; total is the same for all of them.
 __device__ int block_exclusive_sum(int value, int& total) {
@@ -39,6 +50,39 @@ __device__ int block_max(int value) {
   if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
   __syncthreads();
   return __reduce_max_sync(~0u, warp_max[threadIdx.x % 32]);
+}
+
+// The lengths of a plan's items, in KV tiles.
+struct Items {
+  int count;
+  int64_t total;
+  int longest, shortest;
+  int last_longest;  // of those that are taken last, one for each worker
+  bool many_tiles;   // of queries in a sequence, on average
+};
+
+// How many of the first items are to be streamed, the others being taken whole: by when the last worker would be done.
+__device__ int streamed_items(const Items& items, int workers, const Tile& tile) {
+  const float equal = float(items.total) / workers;
+  if (tile.block_m == kRowsPerWarpgroup) {
+    // Tiles of few rows are bound by memory, wherever they are. Parts cost next to nothing, and end together.
+    return items.count >= kWholeItemsPerWorker * workers && items.longest <= equal ? 0 : items.count;
+  }
+  // Items of like lengths go in rounds; of falling lengths, the last to end is on average half of one of the last.
+  const int rounds = items.count / workers, rest = items.count - rounds * workers;
+  const float mean = float(items.total) / max(items.count, 1);
+  const float all_rounds = (rounds + (rest > 0)) * mean;
+  const float all_whole = max(float(items.longest), min(all_rounds, equal + 0.5f * items.last_longest));
+  // What full rounds would leave over can be streamed, with a round more where that would be many parts of few items.
+  // Not where most items are of decode steps: it is memory that they wait for, and rounds cost nothing.
+  const int first = rest < workers / kMostParts ? min(rest + workers, items.count) : rest;
+  const int64_t head_bytes = int64_t{items.longest} * tile.block_n * tile.head_dim * 4;
+  const float cost = head_bytes > kBytesInL2 ? kRunCostBeyondL2 : kRunCost;
+  const float first_streamed =
+      equal + 0.5f * (items.longest - items.shortest) + kPartsCost + cost * first * mean / workers;
+  const float all_streamed = (1 + cost) * equal + kPartsCost;
+  if (all_whole <= all_streamed && (all_whole <= first_streamed || !items.many_tiles)) return 0;
+  return first_streamed <= all_streamed && items.many_tiles ? first : items.count;
 }
 
 // Sequences by falling number of keys, ties in their own order: the place of each is the number that come before it.
@@ -91,7 +135,14 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   if (threadIdx.x == 0) offsets[lengths.planned()] = num_entries;
   __syncthreads();
 
-  int total_weight = 0, longest = 0;
+  // Under a causal mask items are half as long as the longest on average: so many heads have work for all workers
+  // while the longest item runs.
+  const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
+  most_tiles = block_max(most_tiles);
+  int last_heads = min(masked ? 2 * bounds.num_workers / max(most_tiles, 1) + 1 : 1, packing.head_tiles);
+  const int first_of_last = num_entries - (bounds.num_workers + last_heads - 1) / last_heads;
+
+  int total_weight = 0, longest = 0, minus_shortest = -INT_MAX, last_longest = 0;
   for (int first = 0; first < num_entries; first += kPlanThreads) {
     int e = first + threadIdx.x, weight = 0;
     if (e < num_entries) {
@@ -116,33 +167,36 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     int total, before = block_exclusive_sum(weight, total);
     if (e < num_entries) prefix[e] = total_weight + before;
     total_weight += total;
+    if (e >= num_entries) continue;
     longest = max(longest, weight);
+    minus_shortest = max(minus_shortest, -weight);
+    if (e >= first_of_last) last_longest = max(last_longest, weight);
   }
 
-  longest = block_max(longest);
-  most_tiles = block_max(most_tiles);
+  Items items{
+      num_entries * packing.head_tiles,    0, block_max(longest), -block_max(minus_shortest), block_max(last_longest),
+      num_entries >= 4 * lengths.planned()};
   if (threadIdx.x == 0) {
     prefix[num_entries] = total_weight;
-    int64_t total = int64_t{total_weight} * packing.head_tiles;
-    int64_t run = (total + bounds.num_workers - 1) / bounds.num_workers;
-    bool balanced = int64_t{num_entries} * packing.head_tiles >= int64_t{kWholeItemsPerWorker} * bounds.num_workers &&
-                    longest <= run;
-    // Under a causal mask items are half as long as the longest on average: so many heads have work for all workers
-    // while the longest item runs.
-    const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
-    int last_heads = masked ? 2 * bounds.num_workers / max(most_tiles, 1) + 1 : 1;
+    items.total = int64_t{total_weight} * packing.head_tiles;
+    const int streamed = never_split ? 0 : streamed_items(items, bounds.num_workers, tile);
+    const int heads = streamed / max(num_entries, 1), entries_left = streamed - heads * num_entries;
     PlanHeader& header = *reinterpret_cast<PlanHeader*>(words);
-    header.total = total;
-    header.run = max(run, int64_t{1});
+    header.streamed = int64_t{heads} * total_weight + prefix[entries_left];
+    header.run = (header.streamed + bounds.num_workers - 1) / bounds.num_workers;
     header.num_entries = num_entries;
-    header.mode = balanced || never_split ? PlanMode::kWhole : PlanMode::kStream;
+    header.num_items = items.count;
+    header.first_whole = streamed;
     header.block_m = tile.block_m;
     header.block_n = tile.block_n;
     header.pack = packing.pack;
     header.num_workers = bounds.num_workers;
     header.entries = bounds.entries();
     header.prefix = bounds.prefix();
-    header.last_heads = min(last_heads, packing.head_tiles);
+    // One head's parts find its keys in L2. Where items have few rows it is memory that counts: there the heads of a
+    // page are neighbours.
+    header.run_heads = tile.block_m == kRowsPerWarpgroup ? packing.head_tiles : 1;
+    header.last_heads = max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
     header.taken = header.finished = 0;
   }
 }

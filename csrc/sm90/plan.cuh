@@ -11,20 +11,21 @@
 
 namespace lite_attention::sm90 {
 
-// kWhole: work is many short items; a worker that is done takes the next one, and an item is never split.
-// kStream: the KV tiles of all items, laid end to end, are cut into num_workers equal runs; an item on a cut is
-// computed in parts by consecutive workers ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up.
-enum class PlanMode : int { kWhole = 0, kStream = 1 };
-
+// An item is an entry and a head tile. Items are dealt in two ways, and a plan has one or both. The KV tiles of the
+// first items, laid end to end, are cut into num_workers equal runs; an item on a cut is computed in parts by
+// consecutive workers ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up. The others are taken
+// whole: a worker that is done takes the next one.
 struct PlanHeader {
-  int64_t total;  // weight of all entries times head tiles
-  int64_t run;    // kStream: what one worker takes of it
+  int64_t streamed;  // weight of the items that are streamed
+  int64_t run;       // what one worker takes of it
   int num_entries;
-  PlanMode mode;
+  int num_items, first_whole;
   int block_m, block_n, pack, num_workers;  // whom it was made for
   int entries, prefix;                      // where these arrays begin, in words from the header
-  int last_heads;                           // kWhole: head tiles at the end that are worked on side by side
-  // kWhole: items taken after each worker's first, and workers that found no more; zero between launches.
+  // Head tiles that are worked on side by side: all or one where they are streamed, and the last ones of those whose
+  // items are taken whole.
+  int run_heads, last_heads;
+  // Items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
 };
 
@@ -62,7 +63,8 @@ struct PlanBounds {
   int64_t words() const { return int64_t{order()} + batch; }
 };
 
-// With `never_split` the mode is kWhole whatever the lengths: a row's result then depends on nothing else in the batch.
+// With `never_split` all items are taken whole, whatever the lengths: a row's result then depends on nothing else in
+// the batch.
 cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
                         const Tile& tile, bool never_split, cudaStream_t stream);
 

@@ -98,7 +98,7 @@ class TileLoader {
 
   // Pages past the last key are not loaded and their numbers not read; what the stage holds there instead is masked.
   __device__ bool has_box(int n_tile, int tile_row) const {
-    return tile_row < min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN);
+    return tile_row < (table_ ? min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN) : Traits::kBlockN);
   }
 
   // In the cache. What a list says must not lead past the table; a page that the cache hasn't arrives as zeros.
@@ -129,6 +129,7 @@ class QueryLoader {
   __device__ void load(const FwdParams& params, typename Traits::SharedStorage& smem, const Work& work) {
     const Packing& packing = params.packing;
     const int bytes = packing.tokens_per_warpgroup * packing.pack * Traits::kQueryRowBytes * Traits::kSlabs;
+    if (Traits::kConsumerWarpgroups > 1) prefetch(params, work);
     for (int warpgroup = 0; warpgroup < Traits::kConsumerWarpgroups; ++warpgroup) {
       Rows rows(packing, work.seq, work.m_tile, first_warpgroup<Traits>() + warpgroup);
       if (rows.used <= 0) continue;
@@ -146,20 +147,36 @@ class QueryLoader {
   }
 
  private:
+  // Into L2, for the time until the warpgroups have read the queries before.
+  __device__ void prefetch(const FwdParams& params, const Work& work) const {
+    const int lane = threadIdx.x % 32, warpgroup = lane / Traits::kSlabs;
+    if (warpgroup >= Traits::kConsumerWarpgroups) return;
+    const Rows rows(params.packing, work.seq, work.m_tile, first_warpgroup<Traits>() + warpgroup);
+    if (rows.used <= 0) return;
+    SM90_TMA_LOAD_4D::PREFETCH::copy(&params.map_q, lane % Traits::kSlabs * Traits::kSlabColumns,
+                                     work.head_tile * params.packing.pack, work.seq.q_begin + rows.first_token,
+                                     params.lengths.cu_seqlens_q ? 0 : work.batch);
+  }
+
   uint32_t phases_ = 0;  // one bit a warpgroup
 };
 
+// With how many tiles of an item to go the next one is asked for: later where no list must be read for it.
+template <class Traits>
+constexpr int kAskAt = Traits::kSkip ? 3 : 2;
+
 // The work of one ring, from the last tile to the first, so that masked tiles come first. Calls `nearly_done` once,
-// with two tiles to go.
+// with kAskAt tiles to go or all of fewer.
 template <class Traits, class Walk, class NearlyDone>
 __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, Walk walk,
                               const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring,
                               const NearlyDone& nearly_done) {
   Box box = loader.find(work.n_end - 1);
   for (int n = work.n_end - 1, below; n >= work.n_begin; n = below) {
+    const bool nearly = walk.left(work, n) == min(kAskAt<Traits>, walk.tiles(work));
     below = walk.below(n);
     Box next = n > work.n_begin ? loader.find(below) : Box{};
-    if (below == work.n_begin || work.n_end - work.n_begin == 1) nearly_done();
+    if (nearly) nearly_done();
     loads.empty[ring.stage].wait(ring.phase ^ 1);
     loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();
@@ -189,26 +206,58 @@ struct Job {
   }
 };
 
+// The planning warp's part: the next item, its list, and word of both to all others.
+template <class Traits>
+class Planner {
+ public:
+  __device__ Planner(const FwdParams& params, typename Traits::SharedStorage& smem, bool ahead)
+      : smem_(smem),
+        ahead_(ahead),
+        scheduler_(params, Cluster<Traits::kCluster>::worker(), ahead),
+        keeper_(params, smem) {}
+
+  __device__ Work next(WorkRing<Traits>& ring_work) {
+    keeper_.make_room();
+    // Not before it is wanted: an item taken early is one that an idle block can't have.
+    if (!ahead_ && items_ > 0) smem_.work_wanted.wait((items_ - 1) & 1);
+    ++items_;
+    Work work = scheduler_.next();
+    keeper_.open(work);
+    ring_work.put(work);
+    return work;
+  }
+  // After the last item.
+  __device__ void close() { keeper_.close(); }
+
+ private:
+  typename Traits::SharedStorage& smem_;
+  const bool ahead_;
+  uint32_t items_ = 0;
+  Scheduler<Traits::kSkip> scheduler_;
+  ListKeeper<Traits> keeper_;
+};
+
 template <class Traits>
 __device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp) {
   const Job<Traits> job(params, warp);
-  Ring<Traits::kLoadStages> ring;
   WorkRing<Traits> ring_work(smem);
+  Planner<Traits> planner(params, smem, job.ahead);
+  if (Traits::kSkip && job.plans) {  // and does nothing else: a loop of its own needs fewer registers
+    while (planner.next(ring_work).parts != 0) {
+    }
+    planner.close();
+    return;
+  }
+  Ring<Traits::kLoadStages> ring;
   QueryLoader<Traits> queries;
-  Scheduler scheduler(params, Cluster<Traits::kCluster>::worker(), job.ahead);
   ListReader<Traits> lists(smem);
-  ListKeeper<Traits> keeper(params, smem);
   auto ask = [&] {
     if (job.asks && threadIdx.x % 32 == 0) smem.work_wanted.arrive();
   };
-  for (uint32_t items = 0;; ++items) {
+  while (true) {
     Work work;
-    if (job.plans) {
-      // Not before it is wanted: an item taken early is one that an idle block can't have.
-      if (!job.ahead && items > 0) smem.work_wanted.wait((items - 1) & 1);
-      work = scheduler.next();
-      keeper.open(work);
-      ring_work.put(work);
+    if (!Traits::kSkip && job.plans) {
+      work = planner.next(ring_work);
     } else {
       work = ring_work.get();
       ring_work.release();
@@ -228,7 +277,6 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
     }
     lists.leave();
   }
-  if (job.plans) keeper.close();
 }
 
 }  // namespace lite_attention::sm90

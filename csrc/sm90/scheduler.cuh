@@ -15,43 +15,40 @@ struct Work {
   Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
-// The planning warp's side. All lanes call together and get the same.
+// The planning warp's side. All lanes call together and get the same. What the plan says is read again for every item:
+// the producer has few registers. With `kWhole` items are never split: what is left out then matters to it as well.
+template <bool kWhole>
 class Scheduler {
  public:
   // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
   // any more.
   __device__ Scheduler(const FwdParams& params, int worker, bool ahead)
-      : plan_(params.plan),
-        header_(*plan_.header),
-        lengths_(params.lengths),
-        head_tiles_(params.packing.head_tiles),
-        worker_(worker),
-        ahead_(ahead) {
-    if (takes()) {
-      position_ = worker;
-      end_ = int64_t{header_.num_entries} * head_tiles_;
-    } else {
-      position_ = min(header_.total, worker * header_.run);
-      end_ = min(header_.total, position_ + header_.run);
-      if (position_ < end_) entry_ = find_entry(int(position_ / head_tiles_));
-    }
+      : params_(params), worker_(worker), ahead_(ahead) {
+    if constexpr (!kWhole) begin_run(Plan(params.plan));
   }
 
-  // Whether items are taken one by one, and were not dealt out by the plan.
-  __device__ bool takes() const { return header_.mode == PlanMode::kWhole; }
-
   __device__ Work next() {
+    const Plan plan(params_.plan);
     Work work{};
-    if (takes() && !ahead_) take();
+    if (!takes_ && position_ >= end_) {
+      begin_taking(plan);
+    } else if (takes_ && !ahead_) {
+      take(plan);
+    }
     if (position_ >= end_) {
-      if (takes()) leave();
+      leave(plan);
       return work;
     }
-    takes() ? next_whole(work) : next_run(work);
-    work.seq = Sequence::load(lengths_, work.batch);
-    if (lengths_.lists.indices) {
-      work.head_tile += work.batch % lengths_.lists.heads * head_tiles_;
-      work.batch /= lengths_.lists.heads;
+    if (kWhole || takes_) {
+      next_whole(plan, work);
+    } else {
+      next_run(plan, work);
+    }
+    const Lengths& lengths = params_.lengths;
+    work.seq = Sequence::load(lengths, work.batch);
+    if (lengths.lists.indices) {
+      work.head_tile += work.batch % lengths.lists.heads * params_.packing.head_tiles;
+      work.batch /= lengths.lists.heads;
     }
     return work;
   }
@@ -60,18 +57,20 @@ class Scheduler {
   // Heads outermost: the workers at one time share one or a few heads' K and V, which then stay in L2. The last
   // heads are walked side by side, longest entries first, so that the last items to be taken are short and all workers
   // end together.
-  __device__ void next_whole(Work& work) {
-    int item = int(position_), single = (head_tiles_ - header_.last_heads) * header_.num_entries;
+  __device__ void next_whole(const Plan& plan, Work& work) {
+    const int num_entries = plan.header->num_entries, last_heads = plan.header->last_heads;
+    const int first_heads = params_.packing.head_tiles - last_heads;
+    int item = int(position_), single = first_heads * num_entries;
     int head, entry_index;
     if (item < single) {
-      head = item / header_.num_entries;
-      entry_index = item - head * header_.num_entries;
+      head = item / num_entries;
+      entry_index = item - head * num_entries;
     } else {
-      entry_index = (item - single) / header_.last_heads;
-      head = head_tiles_ - header_.last_heads + (item - single) - entry_index * header_.last_heads;
+      entry_index = (item - single) / last_heads;
+      head = first_heads + (item - single) - entry_index * last_heads;
     }
-    int4 entry = plan_.entries[entry_index];
-    if (ahead_) take();
+    int4 entry = plan.entries[entry_index];
+    if (ahead_) take(plan);
     work.batch = entry.x;
     work.m_tile = entry.y;
     work.head_tile = head;
@@ -81,47 +80,69 @@ class Scheduler {
     work.first_worker = worker_;
   }
 
-  // The next position. Every worker begins with the item of its own number.
-  __device__ void take() {
-    if (!ahead_ && !began_) {
-      began_ = true;
-      return;
-    }
-    int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan_.header->taken, 1) : 0;
-    position_ = header_.num_workers + __shfl_sync(~0u, taken, 0);
+  // Every worker begins with the item of its own number.
+  __device__ void begin_taking(const Plan& plan) {
+    takes_ = true;
+    position_ = plan.header->first_whole + worker_;
+    end_ = plan.header->num_items;
+  }
+
+  __device__ void take(const Plan& plan) {
+    int taken = threadIdx.x % 32 == 0 ? atomicAdd(&plan.header->taken, 1) : 0;
+    position_ = plan.header->first_whole + plan.header->num_workers + __shfl_sync(~0u, taken, 0);
   }
 
   // The last worker to find nothing more resets the counters for the next launch under this plan.
-  __device__ void leave() const {
-    if (threadIdx.x % 32 == 0 && atomicAdd(&plan_.header->finished, 1) == header_.num_workers - 1) {
-      plan_.header->taken = plan_.header->finished = 0;
+  __device__ void leave(const Plan& plan) const {
+    if (plan.header->first_whole == plan.header->num_items) return;
+    if (threadIdx.x % 32 == 0 && atomicAdd(&plan.header->finished, 1) == plan.header->num_workers - 1) {
+      plan.header->taken = plan.header->finished = 0;
     }
   }
 
-  __device__ void next_run(Work& work) {
-    int begin = plan_.prefix[entry_], weight = plan_.prefix[entry_ + 1] - begin;
-    int64_t inside = position_ - int64_t{begin} * head_tiles_;
+  __device__ void begin_run(const Plan& plan) {
+    const PlanHeader& header = *plan.header;
+    position_ = min(header.streamed, worker_ * header.run);
+    end_ = min(header.streamed, position_ + header.run);
+    if (position_ >= end_) return;
+    const int64_t group_weight = int64_t{plan.prefix[header.num_entries]} * header.run_heads;
+    const int group = int(position_ / group_weight);
+    group_begin_ = group * group_weight;
+    group_head_ = group * header.run_heads;
+    entry_ = find_entry(plan, int((position_ - group_begin_) / header.run_heads));
+  }
+
+  // Heads of a group are innermost.
+  __device__ void next_run(const Plan& plan, Work& work) {
+    const int64_t run = plan.header->run;
+    const int heads = plan.header->run_heads;
+    int begin = plan.prefix[entry_], weight = plan.prefix[entry_ + 1] - begin;
+    int4 entry = plan.entries[entry_];
+    int64_t inside = position_ - group_begin_ - int64_t{begin} * heads;
     int head = int(inside / weight), first = int(inside - int64_t{head} * weight);
     int count = int(min(int64_t{weight - first}, end_ - position_));
     int64_t item_begin = position_ - first, item_last = item_begin + weight - 1;
-    int4 entry = plan_.entries[entry_];
     work.batch = entry.x;
     work.m_tile = entry.y;
-    work.head_tile = head;
+    work.head_tile = group_head_ + head;
     work.n_begin = entry.z + first;
     work.n_end = work.n_begin + min(count, entry.w);
-    work.first_worker = int(item_begin / header_.run);
-    work.parts = int(item_last / header_.run) - work.first_worker + 1;
+    work.first_worker = int(item_begin / run);
+    work.parts = int(item_last / run) - work.first_worker + 1;
     position_ += count;
-    if (first + count == weight && head + 1 == head_tiles_) ++entry_;
+    if (first + count == weight && head + 1 == heads && ++entry_ == plan.header->num_entries) {
+      entry_ = 0;
+      group_begin_ = position_;
+      group_head_ += heads;
+    }
   }
 
   // The last entry whose prefix is at most target; the warp probes 32 places at a time.
-  __device__ int find_entry(int target) const {
-    int lo = 0, count = header_.num_entries, lane = threadIdx.x % 32;
+  __device__ static int find_entry(const Plan& plan, int target) {
+    int lo = 0, count = plan.header->num_entries, lane = threadIdx.x % 32;
     while (count > 1) {
       int step = (count + 31) / 32, probe = lo + lane * step;
-      bool at_most = lane * step < count && plan_.prefix[probe] <= target;
+      bool at_most = lane * step < count && plan.prefix[probe] <= target;
       int hit = 31 - __clz(__ballot_sync(~0u, at_most));  // probe 0 always qualifies
       lo += hit * step;
       count = min(step, count - hit * step);
@@ -129,14 +150,13 @@ class Scheduler {
     return lo;
   }
 
-  Plan plan_;
-  PlanHeader header_;
-  const Lengths& lengths_;
-  int head_tiles_, worker_;
-  int64_t position_, end_;
-  int entry_ = 0;
+  const FwdParams& params_;
+  const int worker_;
+  int64_t position_ = 0, end_ = 0;
+  int64_t group_begin_ = 0;  // of the heads that are streamed side by side
+  int group_head_ = 0, entry_ = 0;
   const bool ahead_;
-  bool began_ = false;
+  bool takes_ = false;  // items one by one, and is through with its run
 };
 
 }  // namespace lite_attention::sm90

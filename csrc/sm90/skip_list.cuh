@@ -13,8 +13,22 @@
 
 namespace lite_attention::sm90 {
 
+// By their address in shared memory: through pointers, which come from a reference to all of it, accesses would be
+// generic.
+__device__ inline uint32_t load_shared(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+__device__ inline void or_shared(uint32_t address, uint32_t bits) {
+  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(address), "r"(bits) : "memory");
+}
+
 // All KV tiles of an item. Walks go from the last tile to the first, so that masked tiles come first.
 struct RangeWalk {
+  // Of the item, and from n on.
+  __device__ int tiles(const Work& work) const { return work.n_end - work.n_begin; }
+  __device__ int left(const Work& work, int n) const { return n - work.n_begin + 1; }
   // The tile after n; less than the item's first tile when there is none.
   __device__ int below(int n) const { return n - 1; }
 };
@@ -22,13 +36,21 @@ struct RangeWalk {
 // The visited ones. All lanes of a warp together.
 class ListWalk {
  public:
-  __device__ ListWalk(const uint32_t* visits, const Work& work)
-      : visits_(visits), n_begin_(work.n_begin), word_index_((work.n_end - 1) / 32) {
+  __device__ ListWalk(const uint32_t* visits, int tiles, const Work& work)
+      : visits_(cute::cast_smem_ptr_to_uint(visits)),
+        tiles_(tiles),
+        left_(tiles),
+        n_begin_(work.n_begin),
+        word_index_((work.n_end - 1) / 32) {
     word_ = load() & ~(1u << ((work.n_end - 1) % 32));
   }
 
+  __device__ int tiles(const Work&) const { return tiles_; }
+  __device__ int left(const Work&, int) const { return left_; }
+
   __device__ int below(int n) {
     if (n <= n_begin_) return -1;
+    --left_;
     while (word_ == 0) {  // ends, because tile n_begin is visited
       --word_index_;
       word_ = load();
@@ -40,10 +62,10 @@ class ListWalk {
 
  private:
   // By a shuffle, for the reason that WorkRing::read gives.
-  __device__ uint32_t load() const { return __shfl_sync(~0u, visits_[word_index_], 0); }
+  __device__ uint32_t load() const { return __shfl_sync(~0u, load_shared(visits_ + 4 * word_index_), 0); }
 
-  const uint32_t* visits_;
-  int n_begin_, word_index_;
+  uint32_t visits_;  // their address
+  int tiles_, left_, n_begin_, word_index_;
   uint32_t word_;
 };
 
@@ -55,7 +77,9 @@ class ListReader {
 
   __device__ explicit ListReader(typename Traits::SharedStorage& smem) : lists_(smem.lists) {}
 
-  __device__ Walk walk(const Work& work) const { return {lists_.visits[ring_.stage], work}; }
+  __device__ Walk walk(const Work& work) const {
+    return {lists_.visits[ring_.stage], __shfl_sync(~0u, lists_.items[ring_.stage].tiles, 0), work};
+  }
   __device__ void leave() {
     __syncwarp();
     if (threadIdx.x % 32 == 0) lists_.left[ring_.stage].arrive();
@@ -84,7 +108,8 @@ class ListReader<Traits, false> {
 template <class Traits, bool kUsed = Traits::kSkip>
 class Ballot {
  public:
-  __device__ explicit Ballot(const ListReader<Traits>& lists) : votes_(lists.votes()), threshold_(lists.threshold()) {}
+  __device__ explicit Ballot(const ListReader<Traits>& lists)
+      : votes_(cute::cast_smem_ptr_to_uint(lists.votes())), threshold_(lists.threshold()) {}
 
   // Rows without a query: nothing comes near their max, and nobody reads their sums.
   template <class Softmax>
@@ -112,11 +137,11 @@ class Ballot {
       }
       stays = __any_sync(~0u, close);
     }
-    if (stays && threadIdx.x % 32 == 0) atomicOr(votes_ + n / 32, 1u << (n % 32));
+    if (stays && threadIdx.x % 32 == 0) or_shared(votes_ + n / 32 * 4, 1u << (n % 32));
   }
 
  private:
-  uint32_t* votes_;
+  uint32_t votes_;  // their address
   float threshold_;
 };
 
@@ -140,19 +165,22 @@ class ListKeeper {
   // By one thread, before the block's first barrier.
   __device__ static void init(typename Traits::SharedStorage& smem) {
     for (int buffer = 0; buffer < Storage::kBuffers; ++buffer) {
-      smem.lists.left[buffer].init(Traits::kConsumerThreads / 32 + Traits::kProducerWarps);
+      smem.lists.left[buffer].init(Traits::kConsumerThreads / 32 + Traits::kProducerWarps - 1);  // all but the keeper
     }
   }
 
   __device__ ListKeeper(const FwdParams& params, typename Traits::SharedStorage& smem)
       : list_(params.skip), lists_(smem.lists) {}
 
+  // Waits for the buffer of the item to come, and brings the list of the one that had it up to date: what need not wait
+  // for the next `open`.
+  __device__ void make_room() { await(ring_.stage); }
+
   // Finds the tiles that `work` visits and narrows its range to the first and the last of them; to nothing where none
   // is visited.
   __device__ void open(Work& work) {
     if (work.n_begin >= work.n_end) return;
     const int buffer = ring_.stage, lane = threadIdx.x % 32;
-    await(buffer);
     // A sequence longer than the list was made for is the caller's error, and must not be read past its end.
     const int word_begin = work.n_begin / 32;
     const int word_end = work.m_tile < list_.q_tiles ? min((work.n_end + 31) / 32, list_.words) : 0;
@@ -160,7 +188,7 @@ class ListKeeper {
         list_.bits +
         ((int64_t{work.batch} * list_.num_heads + work.head_tile) * list_.q_tiles + work.m_tile) * list_.words;
     const float threshold = list_.threshold[work.head_tile * list_.threshold_stride];
-    int lowest = INT_MAX, highest = -1;
+    int lowest = INT_MAX, highest = -1, tiles = 0;
     for (int w = word_begin + lane; w < word_end; w += 32) {
       uint32_t bits = row[w];
       if (list_.must_do) bits |= list_.must_do[int64_t{work.batch} * list_.words + w];
@@ -169,11 +197,13 @@ class ListKeeper {
       lists_.visits[buffer][w] = bits;
       lists_.votes[buffer][w] = 0;
       if (bits == 0) continue;
+      tiles += __popc(bits);
       lowest = min(lowest, w * 32 + __ffs(bits) - 1);
       highest = w * 32 + 31 - __clz(bits);
     }
     work.n_begin = __reduce_min_sync(~0u, lowest);
     work.n_end = __reduce_max_sync(~0u, highest) + 1;
+    tiles = __reduce_add_sync(~0u, tiles);
     if (work.n_end == 0) {
       work.n_begin = 0;
       return;
@@ -184,6 +214,7 @@ class ListKeeper {
       item.word_begin = word_begin;
       item.word_end = word_end;
       item.first = work.n_end - 1;
+      item.tiles = tiles;
       item.threshold = threshold;
     }
     __syncwarp();
@@ -230,6 +261,7 @@ template <class Traits>
 class ListKeeper<Traits, false> {
  public:
   __device__ ListKeeper(const FwdParams&, typename Traits::SharedStorage&) {}
+  __device__ void make_room() {}
   __device__ void open(Work&) {}
   __device__ void close() {}
 };

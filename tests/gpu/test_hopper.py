@@ -101,6 +101,22 @@ def test_many_items_are_dealt_whole(head_dim, dtype, causal):
 
 
 @every_head_dim
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads", [5, 9, 13])
+def test_what_full_rounds_leave_over_is_split(head_dim, causal, heads):
+    """Items of like lengths that don't come out even: all workers share some of them, the others are taken whole."""
+    lens_k = [16000] if causal else [6000, 6000]
+    sequences = accuracy.make_sequences([2000] * len(lens_k), lens_k, heads, heads, head_dim, torch.bfloat16, 19)
+    case = accuracy.packed(sequences, slack=0, causal=causal)
+    first = case.run()
+    accuracy.check(case, *first)
+    for _ in range(3):
+        again = case.run()
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+@every_head_dim
 @pytest.mark.parametrize("seqlen_q", [1, 2, 4, 8, 16, 17, 64, 65])
 @pytest.mark.parametrize("heads", [(8, 8), (16, 2), (12, 4), (128, 1), (71, 1), (200, 1)])
 def test_packed_query_heads(head_dim, seqlen_q, heads):

@@ -25,7 +25,7 @@ BUGS = [
     Bug("mask-window-late", "sm90/mask.cuh", "first_key = first_seen(lengths, diagonal),",
         "first_key = first_seen(lengths, diagonal) + 1,"),
     Bug("unused-rows-of-v-left", "sm90/consumer.cuh",
-        "if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN) {",
+        "if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {",
         "if (false) {\n        int end = 0;"),
     # Waits: a consumer that does not wait for what it reads, a producer that does not wait for what it overwrites.
     Bug("no-wait-for-q", "sm90/consumer.cuh", "      smem_.q_full[warpgroup_].wait(q_phase_);\n", ""),
@@ -44,15 +44,15 @@ BUGS = [
         "      if (last) *arrivals = 0;  // for the next launch under the same plan\n", ""),
     # Arithmetic between tiles, and between items.
     Bug("output-not-rescaled", "sm90/consumer.cuh", "      if (moved) scale_output(rescale);\n", ""),
-    Bug("item-before-left-unfinished", "sm90/consumer.cuh", "      if constexpr (kJoined) finish_rows();\n", ""),
-    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "      whole = item.work.parts == 1;\n",
+    Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs", "        // while QK runs"),
+    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "      whole = Traits::kSkip || item.work.parts == 1;\n",
         "      whole = true;\n"),
     # A kernel that begins before the one before it has ended.
     Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
     Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  wait_for_kernels_before();\n", "", "pages"),
     # Skip lists: votes that are lost or that nobody may cast, a list brought up to date before the votes are in.
-    Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) atomicOr(",
-        "if (stays && threadIdx.x % 128 == 0) atomicOr(", "skip"),
+    Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) or_shared(",
+        "if (stays && threadIdx.x % 128 == 0) or_shared(", "skip"),
     Bug("first-tile-dropped", "sm90/skip_list.cuh",
         "      if (item.first / 32 == w) voted |= 1u << (item.first % 32);", "", "skip"),
     Bug("unused-rows-vote", "sm90/skip_list.cuh", "if (thread_rows.row(i) >= rows.used) softmax.row_max[i] = INFINITY;",
