@@ -43,6 +43,8 @@ SHAPES = {
     "paged": Shape((20,), (50,), 4, 2, 64, causal=True, layout="paged", page_size=16),
     "decode": Shape((1, 1, 1), (3, 64, 41), 8, 2, 64, causal=True, layout="paged", page_size=16, planned=True),
     "mixed": Shape((30, 1, 4), (77, 64, 41), 8, 2, 64, causal=True, layout="paged", page_size=16, planned=True),
+    "fp8-decode": Shape((1, 1), (77, 64), 8, 2, 64, causal=True, layout="paged", page_size=16, planned=True, fp8="kv"),
+    "fp8-prefill": Shape((40, 40), (70, 70), 4, 2, 64, causal=False, fp8="qkv"),
 }
 
 
@@ -70,8 +72,9 @@ def test_flops_and_bytes_are_those_of_the_mask(shape):
     assert shape.flops == seen * shape.heads * (2 * shape.head_dim + 2 * shape.head_dim)
     inputs = make_inputs(shape, CPU, seed=0)
     keys = [x for b in range(shape.batch) for x in inputs.keys_of(b)]
-    assert shape.kv_bytes == sum(x.numel() * x.element_size() for x in keys)
-    assert shape.io_bytes == shape.kv_bytes + 2 * inputs.q.numel() * inputs.q.element_size()
+    assert shape.kv_bytes == sum(x.numel() for x in keys) * inputs.k.element_size()
+    out = Ours().prepare(inputs)()
+    assert shape.io_bytes == shape.kv_bytes + sum(x.numel() * x.element_size() for x in (inputs.q, out))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_every_row_and_target_of_the_issue_is_there():
         row.name: target.at_least
         for row in rows.ROWS
         for target in row.targets
-        if target.against == "FA3" and row.skip is None
+        if target.against == "FA3" and row.skip is None and row.shape.fp8 == "none"
     }
     dense = [
         f"dense-hd{d}-{mask}-{size}"
@@ -256,9 +259,7 @@ def test_contenders_agree_with_the_definition(shape):
     found = [one.prepare(inputs)() for one in (Ours(), SDPA())]
     for b in range(shape.batch):
         k, v = inputs.keys_of(b)
-        expected, _ = oracle.attention(
-            inputs.queries()[inputs.rows_of(b)], k, v, scale=1 / 8, causal=shape.causal, window=(-1, -1)
-        )
+        expected, _ = oracle.attention(inputs.queries_of(b), k, v, scale=1 / 8, causal=shape.causal, window=(-1, -1))
         for out in found:
             part = out.reshape(-1, shape.heads, 64)[inputs.rows_of(b)].double()
             torch.testing.assert_close(part, expected, rtol=0.02, atol=0.02)
@@ -279,18 +280,19 @@ FA3_PLAN = """
 FA3_USED = {"window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "is_rotary_interleaved": True}
 FA3_USED |= {"num_splits": 0, "sm_margin": 0, "cp_world_size": 1, "cp_rank": 0}
 FA3_PLAN_USED = {"max_seqlen_k_new": 0, "window_size_left": -1, "window_size_right": -1, "has_softcap": False}
-FA3_PLAN_USED |= {"num_splits": 0, "sm_margin": 0, "qkv_dtype": torch.bfloat16}
+FA3_PLAN_USED |= {"num_splits": 0, "sm_margin": 0}
 
 
 def test_fa3_is_given_its_arguments_in_their_order(shape, monkeypatch):
     """By the names of its C++ interface, which a stand-in computes by."""
-    plans = []
+    plans, dtype = [], torch.bfloat16 if shape.fp8 == "none" else torch.float8_e4m3fn
+    has_descales = {f"{name}_descale" for name in shape.fp8 if shape.fp8 != "none"}
 
     def plan(*values):
         given = dict(zip(FA3_PLAN.split(), values, strict=True))
         used = {key: value for key, value in given.items() if value is not None}
         assert {key: used.pop(key) for key in FA3_PLAN_USED} == FA3_PLAN_USED
-        assert used.pop("headdim_v") == used["headdim"]
+        assert used.pop("headdim_v") == used["headdim"] and used.pop("qkv_dtype") == dtype
         plans.append(used)
         return torch.tensor([len(plans)])
 
@@ -313,11 +315,14 @@ def test_fa3_is_given_its_arguments_in_their_order(shape, monkeypatch):
             assert (used["num_heads"], used["headdim"]) == tuple(given["q"].shape[-2:])
             assert used["num_heads_k"] == given["k"].shape[-2]
         q, k, v, out = (given.pop(key) for key in ("q", "k", "v", "out"))
+        assert q.dtype == k.dtype == v.dtype == dtype
+        descales = {name: given.pop(name) for name in ("q_descale", "k_descale", "v_descale") if name in given}
+        assert set(descales) == has_descales
         starts = [given.pop("cu_seqlens_q"), given.pop("cu_seqlens_k", None)]
         lite_attention.flash_attn_varlen_func(
             q, k, v, *starts, given.pop("max_seqlen_q"), given.pop("max_seqlen_k"),
             causal=given.pop("is_causal"), softmax_scale=given.pop("softmax_scale"),
-            seqused_k=given.pop("seqused_k", None), block_table=given.pop("page_table", None), out=out,
+            seqused_k=given.pop("seqused_k", None), block_table=given.pop("page_table", None), out=out, **descales,
         )  # fmt: skip
         assert not given and (starts[1] is None) == paged == has_lengths
         return [out, None, None, None]
@@ -327,8 +332,25 @@ def test_fa3_is_given_its_arguments_in_their_order(shape, monkeypatch):
     inputs = make_inputs(shape, CPU, seed=2)
     fa3 = FA3(None)
     assert fa3.lacks(shape) is None
-    agreement = check.against_peer("FA3", Ours().prepare(inputs)(), fa3.prepare(inputs)(), check.samples(inputs))
+    ours, theirs, loosened = Ours().prepare(inputs)(), fa3.prepare(inputs)(), check.LOOSENED if has_descales else 1.0
+    agreement = check.against_peer("FA3", ours, theirs, check.samples(inputs), loosened)
     assert agreement.right, agreement
+
+
+def test_fp8_is_what_it_says_and_only_peers_over_fp8_are_held_loosely():
+    inputs = make_inputs(SHAPES["fp8-decode"], CPU, seed=0)
+    assert inputs.q.dtype == torch.bfloat16 and inputs.k.dtype == inputs.v.dtype == torch.float8_e4m3fn
+    assert {name: tuple(x.shape) for name, x in inputs.descales.items()} == {"k_descale": (2, 2), "v_descale": (2, 2)}
+    k, _ = inputs.keys_of(0)
+    page = inputs.k[inputs.block_table[0, 1]].float() * inputs.descales["k_descale"][0][:, None]
+    assert torch.equal(k[16:32].float(), page)  # exactly, though it is bfloat16
+    out = Ours().prepare(inputs)()
+    assert check.against_reference(out, check.samples(inputs)).right
+    noise = 1 + 0.03 * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    wrong = (out.float() * noise).bfloat16()
+    assert not check.against_peer("peer", out, wrong, check.samples(inputs)).right
+    assert check.against_peer("peer", out, wrong, check.samples(inputs), check.LOOSENED).right
+    assert not check.against_peer("peer", out, 2 * out, check.samples(inputs), check.LOOSENED).right
 
 
 def test_fa4_is_called_by_its_names(shape, monkeypatch):
@@ -346,7 +368,9 @@ def test_fa4_is_called_by_its_names(shape, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     fa4, inputs = FA4(), make_inputs(shape, CPU, seed=2)
     assert fa4.available() is None
-    if shape.layout == "paged":
+    if shape.fp8 != "none":
+        assert fa4.lacks(shape) == "no FP8 on Hopper"
+    elif shape.layout == "paged":
         assert fa4.lacks(shape) == "no paged KV"
     else:
         assert torch.equal(fa4.prepare(inputs)(), Ours().prepare(inputs)())
@@ -357,7 +381,9 @@ def test_cudnn_computes_what_is_dense(shape, monkeypatch):
         "lite_attention.bench.peer_torch.SDPBackend.CUDNN_ATTENTION", torch.nn.attention.SDPBackend.MATH
     )
     cudnn, inputs = CuDNN(), make_inputs(shape, CPU, seed=2)
-    if shape.layout == "dense":
+    if shape.fp8 != "none":
+        assert cudnn.lacks(shape) == "no FP8 through PyTorch"
+    elif shape.layout == "dense":
         out = cudnn.prepare(inputs)()
         assert out.shape == inputs.q.shape
         assert check.against_peer("cuDNN", Ours().prepare(inputs)(), out, check.samples(inputs)).right

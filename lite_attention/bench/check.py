@@ -5,7 +5,8 @@ that of the plain formula in bfloat16, plus twice that of rounding at 0.3. This 
 
 The whole output is held against each peer. Both may err by what the rule allows, so they may differ by twice that. An
 absolute bound says little of rows over many keys, whose outputs are small, so relative ones go with it. Two right
-kernels differ by their bfloat16 weights and outputs: some 0.2% in each row.
+kernels differ by their bfloat16 weights and outputs: some 0.2% in each row. A peer over FP8 rounds weights to it, and
+queries where ours have 16 bits, 3% each: it is held to LOOSENED times the bounds, and only to see that it did the work.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lite_attention.bench.inputs import Inputs, rows
 BLOCK = 16  # rows held against the reference at a time
 ERROR = 1e-2  # of the whole: the norm of the difference over that of the result
 ROW_ERROR = 2.0**-5  # the same of one row of one head
+LOOSENED = 10.0  # bounds on peers over FP8
 ROWS_AT_ONCE = 1 << 20  # compared in float32 at a time
 
 
@@ -34,17 +36,23 @@ class Agreement:
     allowed: float
     error: float
     row_error: float
+    loosened: float = 1.0
 
     @property
     def right(self) -> bool:
         """False also for NaN, which compares with nothing."""
-        return self.difference <= self.allowed and self.error <= ERROR and self.row_error <= ROW_ERROR
+        most, most_of_row = self._norms()
+        return self.difference <= self.allowed and self.error <= most and self.row_error <= most_of_row
 
     def __str__(self) -> str:
+        most, most_of_row = self._norms()
         return (
             f"against {self.against} off by up to {self.difference:.2g} ({self.allowed:.2g} allowed), "
-            f"{self.error:.2%} in norm ({ERROR:.2%}), {self.row_error:.2%} in the worst row ({ROW_ERROR:.2%})"
+            f"{self.error:.2%} in norm ({most:.2%}), {self.row_error:.2%} in the worst row ({most_of_row:.2%})"
         )
+
+    def _norms(self) -> tuple[float, float]:
+        return self.loosened * ERROR, self.loosened * ROW_ERROR
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,17 @@ def against_reference(out: Tensor, expected: list[Sample]) -> Agreement:
     return (wrong or sorted(found, key=lambda one: one.difference - one.allowed))[-1]
 
 
-def against_peer(name: str, out: Tensor, theirs: Tensor, expected: list[Sample]) -> Agreement:
+def against_peer(name: str, out: Tensor, theirs: Tensor, expected: list[Sample], loosened: float = 1.0) -> Agreement:
     """The whole of out against a peer's."""
-    return compare(name, rows(out), rows(theirs), 2 * max(one.allowed for one in expected))
+    allowed = 2 * max(one.allowed for one in expected)
+    return compare(name, rows(out), rows(theirs), loosened * allowed, loosened)
 
 
-def compare(against: str, ours: Tensor, theirs: Tensor, allowed: float) -> Agreement:
-    """(rows, heads, head_dim) each. NaN anywhere makes NaN of what it touches, and the result wrong."""
+def compare(against: str, ours: Tensor, theirs: Tensor, allowed: float, loosened: float = 1.0) -> Agreement:
+    """(rows, heads, head_dim) each; `loosened` multiplies the bounds on norms.
+
+    NaN anywhere makes NaN of what it touches, and the result wrong.
+    """
     if ours.shape != theirs.shape:
         raise ValueError(f"{against}: got a result {tuple(theirs.shape)}; needs {tuple(ours.shape)}")
     difference, squares, total, row_error = (torch.zeros((), device=ours.device) for _ in range(4))
@@ -95,7 +107,7 @@ def compare(against: str, ours: Tensor, theirs: Tensor, allowed: float) -> Agree
         squares, total = squares + one.sum(), total + norm.sum()
         row_error = row_error.maximum((one / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt().max())
     error = (squares / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt()
-    return Agreement(against, float(difference), allowed, float(error), float(row_error))
+    return Agreement(against, float(difference), allowed, float(error), float(row_error), loosened)
 
 
 def _sequences(k_lens: tuple[int, ...]) -> list[int]:
@@ -110,7 +122,7 @@ def _starts(q_len: int) -> list[int]:
 
 def _sample(inputs: Inputs, b: int, start: int) -> Sample:
     shape, place = inputs.shape, inputs.rows_of(b)
-    q = inputs.queries()[place][start : start + BLOCK]
+    q = inputs.queries_of(b)[start : start + BLOCK]
     k, v = inputs.keys_of(b)
     if shape.causal:  # the last row of the block sees this many
         seen = shape.k_lens[b] - shape.q_lens[b] + start + len(q)

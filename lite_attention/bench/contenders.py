@@ -67,9 +67,11 @@ class Ours:
         return None  # what isn't built raises NotImplementedError, and is told so
 
     def prepare(self, inputs: Inputs) -> Call:
-        shape, out = inputs.shape, torch.full_like(inputs.q, math.nan)
+        shape, out = inputs.shape, torch.full_like(inputs.q, math.nan, dtype=torch.bfloat16)
         if shape.layout == "dense":
-            return lambda: lite_attention.flash_attn_func(inputs.q, inputs.k, inputs.v, causal=shape.causal, out=out)
+            return lambda: lite_attention.flash_attn_func(
+                inputs.q, inputs.k, inputs.v, causal=shape.causal, out=out, **inputs.descales
+            )
         paged = inputs.block_table is not None
         longest = max(shape.q_lens), max(shape.k_lens)
         metadata = None
@@ -85,6 +87,7 @@ class Ours:
                 seqused_k=inputs.seqused_k,
                 causal=shape.causal,
                 page_size=shape.page_size if paged else None,
+                **{"kv_dtype": inputs.k.dtype, "q_dtype": inputs.q.dtype},
             )
         return lambda: lite_attention.flash_attn_varlen_func(
             inputs.q,
@@ -98,6 +101,7 @@ class Ours:
             block_table=inputs.block_table,
             scheduler_metadata=metadata,
             out=out,
+            **inputs.descales,
         )
 
 

@@ -1,14 +1,17 @@
-"""Tensors for a shape: random, bfloat16, laid out as the call wants them."""
+"""Tensors for a shape: random, bfloat16 or FP8, laid out as the call wants them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from lite_attention.bench.shapes import Shape
+
+FP8 = torch.float8_e4m3fn
+EIGHTHS = (4, 12)  # factors of FP8 tensors are such multiples of 1/8: with them a value of FP8 is exact in bfloat16
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Inputs:
       page_size, heads_k, head_dim).
     - cu_seqlens_q, cu_seqlens_k: (batch + 1,); seqused_k: (batch,).
     - block_table: (batch, max_blocks) where "paged", with pages in random order.
+    - descales: "q_descale", "k_descale" and "v_descale" of those that are FP8, float32 (batch, heads_k).
     """
 
     shape: Shape
@@ -30,6 +34,7 @@ class Inputs:
     cu_seqlens_k: Tensor
     seqused_k: Tensor
     block_table: Tensor | None
+    descales: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def softmax_scale(self) -> float:
@@ -44,17 +49,28 @@ class Inputs:
         start = sum(self.shape.q_lens[:b])
         return slice(start, start + self.shape.q_lens[b])
 
+    def queries_of(self, b: int) -> Tensor:
+        """q of sequence b, (q_len, heads, head_dim): what FP8 stands for, in bfloat16."""
+        return self._values("q", self.queries()[self.rows_of(b)], b)
+
     def keys_of(self, b: int) -> tuple[Tensor, Tensor]:
-        """k and v of sequence b, (k_len, heads_k, head_dim); copies where they had to be gathered."""
-        return self._keys_of(self.k, b), self._keys_of(self.v, b)
+        """k and v of sequence b, (k_len, heads_k, head_dim), likewise; copies where they had to be gathered."""
+        return self._values("k", self._keys_of(self.k, b), b), self._values("v", self._keys_of(self.v, b), b)
 
     def _keys_of(self, x: Tensor, b: int) -> Tensor:
         length = self.shape.k_lens[b]
         if self.block_table is not None:
             pages = self.block_table[b, : -(-length // self.shape.page_size)]
-            return x.index_select(0, pages).flatten(0, 1)[:length]
+            same_bytes = x.view(torch.uint8) if x.dtype == FP8 else x  # of which pages can be gathered
+            return same_bytes.index_select(0, pages).view(x.dtype).flatten(0, 1)[:length]
         start = sum(self.shape.k_lens[:b])
         return rows(x)[start : start + length]
+
+    def _values(self, name: str, x: Tensor, b: int) -> Tensor:
+        if x.dtype != FP8:
+            return x
+        factors = self.descales[f"{name}_descale"][b].repeat_interleave(x.shape[1] // self.shape.heads_k)
+        return (x.float() * factors[:, None]).bfloat16()
 
 
 def rows(x: Tensor) -> Tensor:
@@ -65,13 +81,16 @@ def rows(x: Tensor) -> Tensor:
 def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
     """Normal q, k and v for `shape`."""
     random = torch.Generator(device).manual_seed(seed)
+    fp8 = "" if shape.fp8 == "none" else shape.fp8
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=random, device=device, dtype=torch.bfloat16)
+    def normal(name: str, *size: int) -> Tensor:
+        x = torch.randn(size, generator=random, device=device, dtype=torch.bfloat16)
+        return x.to(FP8) if name in fp8 else x
 
     def int32(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
+    factors = (shape.batch, shape.heads_k)
     tokens_q, tokens_k, table = (sum(shape.q_lens),), (sum(shape.k_lens),), None
     if shape.layout == "dense":
         tokens_q, tokens_k = (shape.batch, shape.q_lens[0]), (shape.batch, shape.k_lens[0])
@@ -80,13 +99,14 @@ def make_inputs(shape: Shape, device: torch.device, seed: int) -> Inputs:
         tokens_k, table = (pages, shape.page_size), table.to(device)
     return Inputs(
         shape,
-        normal(*tokens_q, shape.heads, shape.head_dim),
-        normal(*tokens_k, shape.heads_k, shape.head_dim),
-        normal(*tokens_k, shape.heads_k, shape.head_dim),
+        normal("q", *tokens_q, shape.heads, shape.head_dim),
+        normal("k", *tokens_k, shape.heads_k, shape.head_dim),
+        normal("v", *tokens_k, shape.heads_k, shape.head_dim),
         int32([0, *accumulate(shape.q_lens)]),
         int32([0, *accumulate(shape.k_lens)]),
         int32(shape.k_lens),
         table,
+        {f"{name}_descale": torch.randint(*EIGHTHS, factors, generator=random, device=device) / 8 for name in fp8},
     )
 
 

@@ -24,7 +24,7 @@ def find_fa3() -> Path | None:
 
 
 class FA3:
-    """`path` is the library, None where none was found."""
+    """`path` is the library, None where none was found. Where keys are FP8 its queries are too, as in vLLM."""
 
     name = "FA3"
 
@@ -55,8 +55,11 @@ class FA3:
     def prepare(self, inputs: Inputs) -> Call:
         shape, paged = inputs.shape, inputs.block_table is not None
         q = inputs.queries()
+        descales = [inputs.descales.get(f"{name}_descale") for name in "qkv"]
+        if shape.fp8 == "kv":
+            q = q.to(inputs.k.dtype)
         k, v = (inputs.k, inputs.v) if paged else (rows(inputs.k), rows(inputs.v))
-        out = torch.empty_like(q)
+        out = torch.empty_like(q, dtype=torch.bfloat16)
         ops = torch.ops._vllm_fa3_C
         metadata = None
         if shape.planned:
@@ -75,7 +78,7 @@ class FA3:
             None, None,  # cu_seqlens_k_new, seqused_q
             inputs.seqused_k if paged else None, max(shape.q_lens), max(shape.k_lens), inputs.block_table,
             None, None, None, None, None,  # kv_batch_idx, leftpad_k, rotary_cos, rotary_sin, seqlens_rotary
-            None, None, None,  # descale of q, k, v
+            *descales,
             inputs.softmax_scale, shape.causal, -1, -1,  # window
             0.0, True,  # softcap, rotary_interleaved
             metadata, 0, None, 0,  # num_splits, pack_gqa, sm_margin

@@ -42,6 +42,8 @@ class FA4:
             return f"{_interface().__file__}, of no installed package"
 
     def lacks(self, shape: Shape) -> str | None:
+        if shape.fp8 != "none":
+            return "no FP8 on Hopper"
         return "no paged KV" if shape.layout == "paged" else None
 
     def prepare(self, inputs: Inputs) -> Call:

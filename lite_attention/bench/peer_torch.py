@@ -24,6 +24,8 @@ class CuDNN:
         return f"{torch.backends.cudnn.version()}, through torch {torch.__version__}"
 
     def lacks(self, shape: Shape) -> str | None:
+        if shape.fp8 != "none":
+            return "no FP8 through PyTorch"
         return {"dense": None, "packed": "no packed sequences", "paged": "no paged KV"}[shape.layout]
 
     def prepare(self, inputs: Inputs) -> Call:
@@ -61,7 +63,7 @@ class SDPA:
 
 def _sequence(inputs: Inputs, b: int) -> Tensor:
     """out of sequence b, (q_len, heads, head_dim)."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (inputs.queries()[inputs.rows_of(b)], *inputs.keys_of(b)))
+    q, k, v = (x.transpose(0, 1)[None] for x in (inputs.queries_of(b), *inputs.keys_of(b)))
     mask = _lower_right(q, k) if inputs.shape.causal and q.shape[2] > 1 else None
     out = scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from random import Random
 from typing import Literal
@@ -91,6 +91,23 @@ def _decode(
     return _serving(f"decode-{name}", (q,) * batch, (tokens,) * batch, at_least, heads, heads_k, head_dim)
 
 
+def _fp8(name: str, shape: Shape) -> Row:
+    """Against FA3 over FP8, which rounds more: queries beside FP8 keys, and weights."""
+    bound = "memory" if shape.planned else "compute"
+    return Row(f"fp8-{name}", shape, (Target("FA3", 1.00),), bound=bound)
+
+
+def _fp8_prefill(head_dim: int, causal: bool) -> Row:
+    lens, heads = (8 * K,) * 2, 2048 // head_dim
+    name = f"qkv-hd{head_dim}-{'causal' if causal else 'full'}-8k-b2"
+    return _fp8(name, Shape(lens, lens, heads, heads, head_dim, causal, fp8="qkv"))
+
+
+def _fp8_decode(name: str, batch: int, tokens: int, heads: int = 32, heads_k: int = 8, head_dim: int = 128) -> Row:
+    row = _decode(name, batch, tokens, 1.0, heads, heads_k, head_dim)
+    return _fp8(f"kv-{row.name}", replace(row.shape, fp8="kv"))
+
+
 def _skip(size: str, tokens: int, heads: int, causal: bool) -> tuple[Row, ...]:
     """Rows with skip lists: of everything, and of random tiles and runs of tiles that skip more and more."""
     shape = Shape((tokens,), (tokens,), heads, heads, 128, causal)
@@ -154,6 +171,11 @@ ROWS: tuple[Row, ...] = (
     *(_decode(f"group{group}-b16-16k", 16, 16 * K, 0.99, heads=8 * group) for group in (1, 4, 8, 16)),
     *(_decode(f"q{q}-b16-16k", 16, 16 * K, 0.99, q=q) for q in (2, 4, 8)),
     _serving("mixed-2k-and-63-decodes", (2 * K,) + (1,) * 63, (8 * K,) * 64, 1.05),
+    *(_fp8_prefill(head_dim, causal) for head_dim in (64, 128, 256) for causal in (False, True)),
+    _fp8_decode("b64-8k", 64, 8 * K),
+    _fp8_decode("b16-16k", 16, 16 * K),
+    _fp8_decode("b4-4k", 4, 4 * K),
+    _fp8_decode("hd64-b64-8k", 64, 8 * K, heads=8, heads_k=2, head_dim=64),
     *_skip("32k-h40", 32 * K, 40, causal=False),
     *_skip("75600-h12", _VIDEO, 12, causal=False),
     *_skip("32k-h40", 32 * K, 40, causal=True),

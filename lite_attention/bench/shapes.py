@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Layout = Literal["dense", "packed", "paged"]
+Fp8 = Literal["none", "kv", "qkv"]
 
-BYTES = 2  # of an element: everything here is bfloat16
+BYTES = 2  # of an element in bfloat16; one in FP8 has half of it
 SHORTEST = 16  # tokens: scaling leaves shorter sequences alone, so that a decode step stays one
 
 
@@ -17,7 +18,8 @@ class Shape:
 
     "dense" is a batch of one length, "packed" has sequences one after the other, "paged" has keys in pages of
     `page_size` tokens. Where `planned`, the scheduler metadata is there before the call, as in a serving step, where it
-    is made once for all layers.
+    is made once for all layers. `fp8` says which of q, k and v are float8_e4m3fn, under factors for each sequence and
+    KV head; what is not, and the output, is bfloat16.
     """
 
     q_lens: tuple[int, ...]
@@ -29,6 +31,7 @@ class Shape:
     layout: Layout = "dense"
     page_size: int | None = None
     planned: bool = False
+    fp8: Fp8 = "none"
 
     def __post_init__(self) -> None:
         if any(q > k for q, k in zip(self.q_lens, self.k_lens, strict=True)):
@@ -53,12 +56,13 @@ class Shape:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values, each read once: what bounds a decode step."""
-        return 2 * sum(self.k_lens) * self.heads_k * self.head_dim * BYTES
+        return 2 * sum(self.k_lens) * self.heads_k * self.head_dim * (BYTES if self.fp8 == "none" else 1)
 
     @property
     def io_bytes(self) -> int:
         """Bytes of q, k, v and out."""
-        return self.kv_bytes + 2 * sum(self.q_lens) * self.heads * self.head_dim * BYTES
+        query_and_output = BYTES + (1 if self.fp8 == "qkv" else BYTES)
+        return self.kv_bytes + sum(self.q_lens) * self.heads * self.head_dim * query_and_output
 
     def scaled(self, factor: float) -> Shape:
         """With sequences `factor` times as long, and the batch as it was."""
@@ -71,7 +75,10 @@ class Shape:
         mask = "causal" if self.causal else "full"
         place = f"pages of {self.page_size}" if self.layout == "paged" else self.layout
         lens = f"{_lens(self.q_lens)} over {_lens(self.k_lens)}"
-        return f"b{self.batch} {lens} tokens, {self.heads}/{self.heads_k} heads, hd{self.head_dim}, {mask}, {place}"
+        fp8 = "" if self.fp8 == "none" else f", FP8 {self.fp8.upper()}"
+        return (
+            f"b{self.batch} {lens} tokens, {self.heads}/{self.heads_k} heads, hd{self.head_dim}, {mask}, {place}{fp8}"
+        )
 
 
 def _lens(lens: tuple[int, ...]) -> str:

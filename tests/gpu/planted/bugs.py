@@ -44,7 +44,8 @@ BUGS = [
         "      if (last) *arrivals = 0;  // for the next launch under the same plan\n", ""),
     # Arithmetic between tiles, and between items.
     Bug("output-not-rescaled", "sm90/consumer.cuh", "      if (moved) scale_output(rescale);\n", ""),
-    Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs", "        // while QK runs"),
+    Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs",
+        "        // while QK runs"),
     Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "      whole = Traits::kSkip || item.work.parts == 1;\n",
         "      whole = true;\n"),
     # A kernel that begins before the one before it has ended.
