@@ -172,11 +172,12 @@ __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work
                               const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring,
                               const NearlyDone& nearly_done) {
   Box box = loader.find(work.n_end - 1);
+  int left = walk.tiles(work);
+  const int ask_at = min(kAskAt<Traits>, left);
   for (int n = work.n_end - 1, below; n >= work.n_begin; n = below) {
-    const bool nearly = walk.left(work, n) == min(kAskAt<Traits>, walk.tiles(work));
     below = walk.below(n);
     Box next = n > work.n_begin ? loader.find(below) : Box{};
-    if (nearly) nearly_done();
+    if (left-- == ask_at) nearly_done();
     loads.empty[ring.stage].wait(ring.phase ^ 1);
     loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();

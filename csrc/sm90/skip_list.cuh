@@ -26,9 +26,8 @@ __device__ inline void or_shared(uint32_t address, uint32_t bits) {
 
 // All KV tiles of an item. Walks go from the last tile to the first, so that masked tiles come first.
 struct RangeWalk {
-  // Of the item, and from n on.
+  // Of the item.
   __device__ int tiles(const Work& work) const { return work.n_end - work.n_begin; }
-  __device__ int left(const Work& work, int n) const { return n - work.n_begin + 1; }
   // The tile after n; less than the item's first tile when there is none.
   __device__ int below(int n) const { return n - 1; }
 };
@@ -39,18 +38,15 @@ class ListWalk {
   __device__ ListWalk(const uint32_t* visits, int tiles, const Work& work)
       : visits_(cute::cast_smem_ptr_to_uint(visits)),
         tiles_(tiles),
-        left_(tiles),
         n_begin_(work.n_begin),
         word_index_((work.n_end - 1) / 32) {
     word_ = load() & ~(1u << ((work.n_end - 1) % 32));
   }
 
   __device__ int tiles(const Work&) const { return tiles_; }
-  __device__ int left(const Work&, int) const { return left_; }
 
   __device__ int below(int n) {
     if (n <= n_begin_) return -1;
-    --left_;
     while (word_ == 0) {  // ends, because tile n_begin is visited
       --word_index_;
       word_ = load();
@@ -65,7 +61,7 @@ class ListWalk {
   __device__ uint32_t load() const { return __shfl_sync(~0u, load_shared(visits_ + 4 * word_index_), 0); }
 
   uint32_t visits_;  // their address
-  int tiles_, left_, n_begin_, word_index_;
+  int tiles_, n_begin_, word_index_;
   uint32_t word_;
 };
 
