@@ -240,6 +240,8 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
     params.block_table_stride = table.stride(0);
     params.page_size = int(k.size(1));
     params.box_rows = std::gcd(params.page_size, kernel.tile.block_n);
+    params.boxes_of_tile = kernel.tile.block_n / params.box_rows;
+    params.boxes_of_page = params.page_size / params.box_rows;
     STD_TORCH_CHECK(params.page_size % 16 == 0, "lite_attention: page_size must be a multiple of 16, not ",
                     params.page_size);
   }

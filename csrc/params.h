@@ -99,7 +99,9 @@ struct FwdParams {
   const int* block_table = nullptr;  // (batch, max_blocks); null where K and V are not paged
   int64_t block_table_stride = 0;
   int page_size = 0;
-  int box_rows = 0;  // rows of one TMA box of K or V
+  int box_rows = 0;       // rows of one TMA box of K or V
+  int boxes_of_tile = 1;  // of pages: kBlockN / box_rows
+  int boxes_of_page = 1;  // page_size / box_rows
 
   bool k_has_batch = false;  // K and V are (batch, seqlen, ...): the batch is a coordinate of its own
 

@@ -74,23 +74,35 @@ class Cut {
     }
   }
 
-  __device__ void run() {
-    float* left_out = params_.left_out + list_ * params_.group;
-    if (rank_ == 0) for_threads(params_.group, [&](int i) { left_out[i] = 0.f; });
-    const int all = scope_.whole && scope_.q_len > 0 ? max(0, end_ - first_) : 0;
+  // What needs no scores, which is all where all pages are listed.
+  __device__ void begin() {
+    const int all = scope_.whole && scope_.q_len > 0 ? scope_.pages : 0, mine = max(0, min(words_ * 32, all - first_));
     for_threads(words_, [&](int word) {
-      shared_.bits[word] = word < all / 32 ? ~0u : word == all / 32 ? (1u << all % 32) - 1 : 0;
+      const uint32_t set = word < mine / 32 ? ~0u : word == mine / 32 ? (1u << mine % 32) - 1 : 0;
+      shared_.bits[word] = set;
+      if (scope_.whole && rank_ * words_ + word < params_.words()) bits()[word] = set;
     });
+    if (scope_.whole) for_threads(mine, [&](int page) { indices()[first_ + page] = first_ + page; });
+    if (rank_ != 0) return;
+    for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
+    if (scope_.whole && threadIdx.x == 0) params_.counts[list_] = all;
+  }
+
+  __device__ void run() {
+    if (scope_.whole) return;
     __syncthreads();
-    if (!scope_.whole) {
 #pragma unroll 1
-      for (int token = 0; token < scope_.q_len; ++token) add_token(left_out, token);
-    }
+    for (int token = 0; token < scope_.q_len; ++token) add_token(token);
     compact();
   }
 
  private:
-  __device__ void add_token(float* left_out, int index) {
+  // Where this block's bits begin, and the list's numbers.
+  __device__ uint32_t* bits() const { return params_.bits + list_ * params_.words() + rank_ * words_; }
+  __device__ int* indices() const { return params_.indices + list_ * params_.max_blocks; }
+  __device__ float* left_out() const { return params_.left_out + list_ * params_.group; }
+
+  __device__ void add_token(int index) {
     const Token token(scope_, params_.newest, index);
     if (!token.sees_any()) return;
     uint32_t cut = 0;
@@ -102,7 +114,8 @@ class Cut {
       make_shares(params_.scores + quad * params_.max_blocks + first_, token.counted);
       cut = find_cut(token, uint32_t(params_.eps * per_unit), per_unit);
       if (rank_ == 0) {
-        for_threads(params_.group, [&](int i) { left_out[i] = fmaxf(left_out[i], float(shared_.base[i]) / per_unit); });
+        for_threads(params_.group,
+                    [&](int i) { left_out()[i] = fmaxf(left_out()[i], float(shared_.base[i]) / per_unit); });
       }
     }
     // Of each 32 pages a warp makes one word.
@@ -359,8 +372,6 @@ class Cut {
 
   // The bits, and indices and count from them.
   __device__ void compact() {
-    uint32_t* bits = params_.bits + list_ * params_.words() + rank_ * words_;
-    int* indices = params_.indices + list_ * params_.max_blocks;
     const int words = min(words_, params_.words() - rank_ * words_);
     int count = 0;
     for_warps(1, [&](int) {
@@ -383,7 +394,7 @@ class Cut {
       const uint32_t set = mine < words ? shared_.bits[mine] : 0, listed = __popc(set);
       const uint32_t inclusive = inclusive_sum(listed);
       int* warp_counts = reinterpret_cast<int*>(shared_.bins);
-      if (mine < words) bits[mine] = set;
+      if (mine < words) bits()[mine] = set;
       if (lane_ == 31) warp_counts[warp_] = inclusive;
       __syncthreads();
       const int of_warp = lane_ < kWarps ? warp_counts[lane_] : 0;
@@ -393,7 +404,8 @@ class Cut {
       for_warps(min(kThreads, words - first), [&](int word) {
         const uint32_t of_word = shared_.bits[first + word];
         if (of_word >> lane_ & 1) {
-          indices[shared_.offsets[word] + __popc(of_word & ((1u << lane_) - 1))] = first_ + (first + word) * 32 + lane_;
+          indices()[shared_.offsets[word] + __popc(of_word & ((1u << lane_) - 1))] =
+              first_ + (first + word) * 32 + lane_;
         }
       });
       __syncthreads();
@@ -422,9 +434,14 @@ class Cut {
 __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 smem[];
   __shared__ Search search;
-  wait_for_kernels_before();
+  // This kernel may begin when the blocks of the one before have waited. Where that was the score kernel, all but the
+  // scores is there by now.
+  if (!params.scores) wait_for_kernels_before();
+  Cut cut(params, smem, search);
+  cut.begin();
+  if (params.scores) wait_for_kernels_before();
   let_next_kernel_wait();
-  Cut(params, smem, search).run();
+  cut.run();
 }
 
 // Few lists are shared among blocks until there is one for every multiprocessor.

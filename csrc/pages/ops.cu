@@ -113,7 +113,8 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
                   " query heads a KV head and ", batch * heads_k, " lists");
   // On PyTorch's allocator and this stream: alive until the launches.
   std::optional<Tensor> scratch;
-  if (params.eps > 0 && params.max_blocks > 0 && max_seqlen_q > 0 && params.sketches.num_blocks > 0) {
+  if (params.eps > 0 && int64_t{params.max_blocks} * kPage >= params.min_context && params.max_blocks > 0 &&
+      max_seqlen_q > 0 && params.sketches.num_blocks > 0) {
     const int64_t lists = batch * heads_k, quads = lists * max_seqlen_q * params.quads();
     const int64_t scores = quads * params.max_blocks * kHeads, tiles = quads * params.tiles_of_list() * kHeads;
     scratch = torch::stable::new_empty(q, {scores + 2 * tiles + lists * params.max_blocks}, ScalarType::Float);
@@ -122,7 +123,7 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
     params.ranks = reinterpret_cast<uint32_t*>(params.tiles + tiles);
     check_cuda(launch_score(params, multiprocessors(device), stream), "launching the score kernel");
   } else {
-    params.eps = 0;  // nothing to estimate from
+    params.eps = 0;  // nothing to estimate, or to estimate from
   }
   check_cuda(launch_cut(params, multiprocessors(device), stream), "launching the cut kernel");
 }

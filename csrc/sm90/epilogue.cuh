@@ -153,68 +153,101 @@ class Epilogue {
     return last;
   }
 
-  // Every warpgroup adds up its own rows, a warp one row at a time: a lane has four columns of every 128. The loads of
-  // some parts are under way together. Little code counts as much: it runs once, and none of it is in the
-  // instruction cache then.
+  // Every warpgroup adds up its own rows. A warp has eight loads under way, of one row, or of two or four where those
+  // have few parts; a lane has four columns of every 128, and the weight of one part. Little code counts as much: it
+  // runs once, and none of it is in the instruction cache then.
   __device__ void combine() const {
-    constexpr int kVectors = (Traits::kHeadDim + 127) / 128;
-    constexpr int kPartsAtOnce = 4;
+    constexpr int kVectors = (Traits::kHeadDim + 127) / 128, kAtOnce = 8, kSums = 4;
     // The same for all lanes, as ptxas must see: loops that end for each lane on its own make ring stages and
     // descriptors of the whole kernel leave uniform registers.
     const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
+    const int log_rows = work_.parts <= 2 ? 2 : work_.parts <= 4 ? 1 : 0;
+    const int parts_at_once = kAtOnce >> log_rows, lanes = 32 >> log_rows;  // of a row
+    const int rows_apart = 4;                                               // of a warp
 #pragma unroll 1
-    for (int row = warp; row < rows_.used; row += 4) {
-      float high = -INFINITY, sum = 0.f;
-      float4 acc[kVectors] = {};
+    for (int row0 = warp; row0 < rows_.used; row0 += rows_apart << log_rows) {
+      const int my_row = row0 + lane / lanes * rows_apart;
+      float high = -INFINITY, sum = 0.f, weight = 0.f;
+      float4 acc[kSums][kVectors] = {};
 #pragma unroll 1
-      for (int first = 0; first < work_.parts; first += kPartsAtOnce) {
-        float lse[kPartsAtOnce], now = high;
-        float4 x[kPartsAtOnce][kVectors];
+      for (int first = 0; first < work_.parts; first += parts_at_once) {
+        float4 x[kAtOnce][kVectors];
 #pragma unroll
-        for (int p = 0; p < kPartsAtOnce; ++p) {
-          const bool there = first + p < work_.parts;
-          lse[p] = there ? __ldcg(part_lse(first + p, row)) : -INFINITY;
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int row = row0 + (i << log_rows) / kAtOnce * rows_apart, part = first + (i & (parts_at_once - 1));
+          const bool there = part < work_.parts && row < rows_.used;
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) {
             const int column = v * 128 + lane * 4;
-            const float* from = part_out(first + p, row) + column;
-            x[p][v] = there && column < Traits::kHeadDim ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{};
+            const float* from = part_out(part, row) + column;
+            x[i][v] = there && column < Traits::kHeadDim ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{};
+          }
+        }
+        if ((first & (lanes - 1)) == 0) {
+          const int part = first + (lane & (lanes - 1));
+          const float lse = part < work_.parts && my_row < rows_.used ? __ldcg(part_lse(part, my_row)) : -INFINITY;
+          float now = fmaxf(high, lse);
+#pragma unroll 1
+          for (int step = lanes / 2; step > 0; step /= 2) now = fmaxf(now, __shfl_xor_sync(~0u, now, step));
+          const float offset = now == -INFINITY ? 0.f : now * kLog2E;
+          const float rescale = exp2_approx(high * kLog2E - offset);
+          high = now;
+          weight = exp2_approx(lse * kLog2E - offset);
+          float weights = weight;
+#pragma unroll 1
+          for (int step = lanes / 2; step > 0; step /= 2) weights += __shfl_xor_sync(~0u, weights, step);
+          sum = sum * rescale + weights;
+          // Changes something where there are more parts than lanes: of one row then, whose rescale this is.
+#pragma unroll
+          for (auto& vectors : acc) {
+#pragma unroll
+            for (float4& a : vectors) a = {a.x * rescale, a.y * rescale, a.z * rescale, a.w * rescale};
           }
         }
 #pragma unroll
-        for (float each : lse) now = fmaxf(now, each);
-        const float offset = now == -INFINITY ? 0.f : now * kLog2E;
-        const float rescale = exp2_approx(high * kLog2E - offset);
-        high = now;
-        sum *= rescale;
-#pragma unroll
-        for (float4& a : acc) a = {a.x * rescale, a.y * rescale, a.z * rescale, a.w * rescale};
-#pragma unroll
-        for (int p = 0; p < kPartsAtOnce; ++p) {
-          const float weight = exp2_approx(lse[p] * kLog2E - offset);
-          sum += weight;
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int part = first + (i & (parts_at_once - 1));
+          const float each = __shfl_sync(~0u, weight, (i << log_rows) / kAtOnce * lanes + (part & (lanes - 1)));
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) {
-            acc[v].x += weight * x[p][v].x;
-            acc[v].y += weight * x[p][v].y;
-            acc[v].z += weight * x[p][v].z;
-            acc[v].w += weight * x[p][v].w;
+            float4& a = acc[i * kSums / kAtOnce][v];
+            a = {a.x + each * x[i][v].x, a.y + each * x[i][v].y, a.z + each * x[i][v].z, a.w + each * x[i][v].w};
           }
         }
       }
-      float lse = sum == 0.f ? -INFINITY : high + logf(sum);
-      const int token = row / params_.packing.pack, head = row - token * params_.packing.pack;
-      const float factor = join_sink(lse, head) / (sum == 0.f ? 1.f : sum);
-      cutlass::NumericArrayConverter<Element, float, 4> convert;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int column = v * 128 + lane * 4;
-        if (column >= params_.head_dim) continue;
-        auto result = convert(
-            cutlass::Array<float, 4>{acc[v].x * factor, acc[v].y * factor, acc[v].z * factor, acc[v].w * factor});
-        *reinterpret_cast<uint2*>(out_row(token, head) + column) = reinterpret_cast<const uint2&>(result);
+      const float my_lse = sum == 0.f ? -INFINITY : high + logf(sum), my_share = sum == 0.f ? 1.f : 1.f / sum;
+      if (log_rows < 2) {
+        add(acc[0], acc[1]);
+        add(acc[2], acc[3]);
       }
-      if (lane == 0) *lse_row(token, head) = lse;
+      if (log_rows < 1) add(acc[0], acc[2]);
+#pragma unroll 1
+      for (int i = 0; i < 1 << log_rows; ++i) {
+        const int row = row0 + i * rows_apart, token = row / params_.packing.pack;
+        const int head = row - token * params_.packing.pack;
+        if (row >= rows_.used) break;
+        float lse = __shfl_sync(~0u, my_lse, i * lanes);
+        const float factor = __shfl_sync(~0u, my_share, i * lanes) * join_sink(lse, head);
+        cutlass::NumericArrayConverter<Element, float, 4> convert;
+        const int of_row = i << (2 - log_rows);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          const float4 a = of_row == 0 ? acc[0][v] : of_row == 1 ? acc[1][v] : of_row == 2 ? acc[2][v] : acc[3][v];
+          const int column = v * 128 + lane * 4;
+          if (column >= params_.head_dim) continue;
+          auto result = convert(cutlass::Array<float, 4>{a.x * factor, a.y * factor, a.z * factor, a.w * factor});
+          *reinterpret_cast<uint2*>(out_row(token, head) + column) = reinterpret_cast<const uint2&>(result);
+        }
+        if (lane == 0) *lse_row(token, head) = lse;
+      }
+    }
+  }
+
+  template <int kVectors>
+  __device__ static void add(float4 (&to)[kVectors], const float4 (&x)[kVectors]) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      to[v] = {to[v].x + x[v].x, to[v].y + x[v].y, to[v].z + x[v].z, to[v].w + x[v].w};
     }
   }
 

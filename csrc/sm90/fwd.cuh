@@ -57,6 +57,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(params, smem);
     cutlass::arch::fence_barrier_init();
   }
+  if (!Traits::kMoveRegisters && threadIdx.x == 32) Plan::prefetch(params.plan, params.num_workers, blockIdx.x);
   wait_for_kernels_before();
   let_next_kernel_wait();
   Cluster<Traits::kCluster>::sync();

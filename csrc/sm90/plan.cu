@@ -104,6 +104,41 @@ __device__ void order_sequences(const Lengths& lengths, int* order, bool longest
   __syncthreads();
 }
 
+// A worker's first items, by the one group of heads that tiles of few rows have: Scheduler::next_run.
+__device__ Start start_of(int worker, const Plan& plan, const Lengths& lengths) {
+  const PlanHeader& header = *plan.header;
+  const int heads = header.run_heads, run = int(header.run), streamed = int(header.streamed);
+  int position = min(streamed, worker * run);
+  const int end = min(streamed, position + run);
+  int entry = 0, above = header.num_entries;  // the last one that begins at or before the position
+  while (above - entry > 1) {
+    const int middle = (entry + above) / 2;
+    (plan.prefix[middle] <= position / heads ? entry : above) = middle;
+  }
+  Start start{};
+#pragma unroll
+  for (Work& work : start.items) {
+    if (position >= end) continue;
+    const int begin = plan.prefix[entry], weight = plan.prefix[entry + 1] - begin;
+    const int4 tiles = plan.entries[entry];
+    const int inside = position - begin * heads, head = inside / weight, first = inside - head * weight;
+    const int count = min(weight - first, end - position), item = position - first;
+    work.batch = tiles.x;
+    work.m_tile = tiles.y;
+    work.head_tile = head;
+    work.n_begin = tiles.z + first;
+    work.n_end = work.n_begin + min(count, tiles.w);
+    work.first_worker = item / run;
+    work.parts = (item + weight - 1) / run - work.first_worker + 1;
+    work.seq = Sequence::load(lengths, work.batch);
+    if (!lengths.cu_seqlens_q) work.seq.q_begin = work.batch * lengths.seqlen_q;
+    position += count;
+    if (first + count == weight && head + 1 == heads) ++entry;
+  }
+  start.entry = entry;
+  return start;
+}
+
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBounds bounds, Lengths lengths,
                                                             Packing packing, Tile tile, bool never_split,
                                                             bool longest_first) {
@@ -198,6 +233,12 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.run_heads = tile.block_m == kRowsPerWarpgroup ? packing.head_tiles : 1;
     header.last_heads = max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
     header.taken = header.finished = 0;
+    header.starts = tile.block_m == kRowsPerWarpgroup && streamed == items.count && header.streamed <= INT_MAX / 2;
+  }
+  __syncthreads();
+  const Plan plan(words);
+  if (plan.header->starts && threadIdx.x < bounds.num_workers) {
+    reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x] = start_of(threadIdx.x, plan, lengths);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "params.h"
 #include "sm90/launch.h"
+#include "sm90/sequence.cuh"
 
 namespace lite_attention::sm90 {
 
@@ -25,8 +26,25 @@ struct PlanHeader {
   // Head tiles that are worked on side by side: all or one where they are streamed, and the last ones of those whose
   // items are taken whole.
   int run_heads, last_heads;
+  int starts;  // whether workers have a Start
   // Items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
+};
+
+struct Work {
+  int batch, m_tile, head_tile;
+  int n_begin, n_end;  // KV tiles of this part; none where the rows see no key
+  int parts;           // workers that share this item; 1 is unsplit, 0 is the end of all work
+  int first_worker;    // the one that has the item's first tiles
+  Sequence seq;        // read once here, so that nobody else waits for device memory
+};
+
+// What a worker of few rows begins with where all is streamed, found by one load: a chain of loads and divisions before
+// the first keys is felt in a decode step. Its sequences begin where they would in packed tensors.
+struct alignas(16) Start {
+  static constexpr int kItems = 2;
+  Work items[kItems];
+  int entry;  // of what comes then
 };
 
 // The arrays of a plan. After the header come the arrival counters, one a block of each worker, zero between launches.
@@ -41,6 +59,16 @@ struct Plan {
         arrivals(words + sizeof(PlanHeader) / 4),
         entries(reinterpret_cast<int4*>(words + header->entries)),
         prefix(words + header->prefix) {}
+
+  // In words from the header. After the arrival counters, of which there are as many where clusters are single blocks.
+  __host__ __device__ static int starts(int blocks) { return (int(sizeof(PlanHeader)) / 4 + blocks + 3) / 4 * 4; }
+
+  // Brings to L2 what a worker with a Start reads first. The kernel before may still write it.
+  __device__ static void prefetch(const int* words, int num_workers, int worker) {
+    for (const int* from : {words, words + starts(num_workers) + worker * int(sizeof(Start) / 4)}) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    }
+  }
 };
 
 // Sizes that host code knows without reading a length.
@@ -54,7 +82,7 @@ struct PlanBounds {
         num_workers(multiprocessors / cluster),
         max_entries(int(total_q / tokens_per_tile) + batch) {}
 
-  __host__ __device__ int entries() const { return (int(sizeof(PlanHeader)) / 4 + blocks + 3) / 4 * 4; }
+  __host__ __device__ int entries() const { return Plan::starts(blocks) + int(sizeof(Start)) / 4 * blocks; }
   __host__ __device__ int prefix() const { return entries() + 4 * max_entries; }
   __host__ __device__ int offsets() const {
     return prefix() + max_entries + 1;

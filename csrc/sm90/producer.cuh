@@ -33,8 +33,8 @@ __device__ int load_warps(const FwdParams& params) {
 }
 
 // Where one lane's box of a tile comes from: an index of the outermost dimension, which is a page or the batch, and the
-// first row in it. Looked up a tile ahead, off the path between a free stage and its refill, because a page's number
-// comes from device memory and its row from a division.
+// first row in it. Looked up ahead, off the path between a free stage and its refill, because a page's number comes
+// from device memory and its row from a division.
 struct Box {
   int outer = 0, row = 0;
 };
@@ -53,10 +53,10 @@ class TileLoader {
     const int rank = Cluster<Traits::kCluster>::rank();
     const int first_box = (threadIdx.x % 32 * load_warps<Traits>(params) + part) * Traits::kCluster;
     slab_ = (first_box + rank) % Traits::kSlabs;
-    tile_row_ = (first_box + rank) / Traits::kSlabs * params.box_rows;
+    box_ = (first_box + rank) / Traits::kSlabs;
 #pragma unroll
     for (int block = 0; block < Traits::kCluster; ++block) {
-      rows_of_[block] = (first_box + block) / Traits::kSlabs * params.box_rows;
+      boxes_of_[block] = (first_box + block) / Traits::kSlabs;
     }
     if (params.block_table) {
       table_ = params.block_table + work.batch * params.block_table_stride;
@@ -70,24 +70,47 @@ class TileLoader {
     }
   }
 
-  __device__ Box find(int n_tile) const {
-    if (!has_box(n_tile, tile_row_)) return {};
-    int token = n_tile * Traits::kBlockN + tile_row_;
-    if (!table_) return {batch_, token0_ + token};
-    int page = token / params_.page_size;
-    return {page_number(page), token - page * params_.page_size};
+  __device__ Box find(int n_tile) const { return numbered(listed(place(n_tile, box_))); }
+
+  // The same for any of the boxes above each other in a tile, in three steps, the last two of which load. First the
+  // page as the list counts them; negative where the tile has no such box.
+  __device__ Box place(int n_tile, int box) const {
+    if (!has_box(n_tile, box)) return {-1, 0};
+    if (!table_) return {batch_, token0_ + n_tile * Traits::kBlockN + box * params_.box_rows};
+    const int place = n_tile * params_.boxes_of_tile + box;
+    if (params_.boxes_of_page == 1) return {place, 0};  // what a division takes is felt at the beginning of an item
+    const int page = place / params_.boxes_of_page;
+    return {page, (place - page * params_.boxes_of_page) * params_.box_rows};
   }
+  // Then as the sequence does.
+  __device__ Box listed(Box box) const {
+    if constexpr (Traits::kPageLists) {
+      if (list_ && box.outer >= 0) box.outer = list_[box.outer];
+    }
+    return box;
+  }
+  // Then as the cache does. What a list says must not lead past the table; a page that the cache hasn't arrives as
+  // zeros.
+  __device__ Box numbered(Box box) const {
+    if (!table_) return box;
+    const bool there = list_ ? unsigned(box.outer) < unsigned(params_.lengths.lists.max_pages) : box.outer >= 0;
+    box.outer = there ? table_[box.outer] : -1;
+    return box;
+  }
+
+  // Which of them this lane loads.
+  __device__ int box() const { return box_; }
 
   // The barrier's phase completes when the bytes have landed, from all blocks of the cluster. Rows past a tensor's end
   // arrive as zeros.
   __device__ void load(FullBarrier& full, Loaded* smem, int n_tile, Box box) const {
     int boxes = 0;
 #pragma unroll
-    for (int row : rows_of_) boxes += __popc(__ballot_sync(~0u, has_box(n_tile, row)));
+    for (int box : boxes_of_) boxes += __popc(__ballot_sync(~0u, has_box(n_tile, box)));
     if (threadIdx.x % 32 == 0) full.arrive_and_expect_tx(boxes * params_.box_rows * Traits::kLoadedRowBytes);
     __syncwarp();
-    if (has_box(n_tile, tile_row_)) {
-      auto* to = smem + (slab_ * Traits::kBlockN + tile_row_) * Traits::kSlabColumns;
+    if (has_box(n_tile, box_)) {
+      auto* to = smem + (slab_ * Traits::kBlockN + box_ * params_.box_rows) * Traits::kSlabColumns;
       tma_load<Traits::kCluster>(map_, full, to, slab_ * Traits::kSlabColumns, box.row, kv_head_, box.outer);
     }
   }
@@ -97,19 +120,9 @@ class TileLoader {
                 "a lane has one box of a tile");
 
   // Pages past the last key are not loaded and their numbers not read; what the stage holds there instead is masked.
-  __device__ bool has_box(int n_tile, int tile_row) const {
-    return tile_row < (table_ ? min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN) : Traits::kBlockN);
-  }
-
-  // In the cache. What a list says must not lead past the table; a page that the cache hasn't arrives as zeros.
-  __device__ int page_number(int page) const {
-    if constexpr (Traits::kPageLists) {
-      if (list_) {
-        const int listed = list_[page];
-        return unsigned(listed) < unsigned(params_.lengths.lists.max_pages) ? table_[listed] : -1;
-      }
-    }
-    return table_[page];
+  __device__ bool has_box(int n_tile, int box) const {
+    const int rows = table_ ? min(Traits::kBlockN, seqlen_k_ - n_tile * Traits::kBlockN) : Traits::kBlockN;
+    return box * params_.box_rows < rows;
   }
 
   const FwdParams& params_;
@@ -117,9 +130,71 @@ class TileLoader {
   const int* table_ = nullptr;  // of this sequence's pages
   const int* list_ = nullptr;   // of those that this head attends to; null is all
   int seqlen_k_, kv_head_;
-  int token0_ = 0, batch_ = 0;     // where keys without pages begin
-  int slab_, tile_row_;            // this lane's box in every tile
-  int rows_of_[Traits::kCluster];  // the first rows of the boxes of this lane in each block of the cluster
+  int token0_ = 0, batch_ = 0;      // where keys without pages begin
+  int slab_, box_;                  // this lane's box in every tile
+  int boxes_of_[Traits::kCluster];  // and this lane's in each block of the cluster
+};
+
+// The boxes of the tiles of one item, looked up by windows: a lane finds one box, all lanes those of as many tiles as
+// that makes, and shuffles bring them to the lanes that load. While one window is used the numbers of the next are
+// under way, and the list of the one after it: of one tile they would take as long as the tile.
+template <class Traits>
+class Window {
+  static constexpr int kBoxes = Traits::kBlockN / 16, kTiles = 32 / kBoxes;  // as many as there are for small pages
+
+ public:
+  __device__ Window(const TileLoader<Traits>& loader, const Work& work)
+      : loader_(loader), n_begin_(work.n_begin), top_(work.n_end - 1) {
+    const Box now = loader.listed(place(0)), next = loader.listed(place(1));
+    later_ = loader.listed(place(2));
+    now_ = loader.numbered(now);
+    next_ = loader.numbered(next);
+  }
+
+  // This lane's box of tile n. Tiles are asked for one by one, from the last to the first.
+  __device__ Box at(int n, int) {
+    if (top_ - n >= kTiles) {
+      top_ -= kTiles;
+      now_ = next_;
+      next_ = loader_.numbered(later_);
+      later_ = loader_.listed(place(2));
+    }
+    const int lane = (top_ - n) * kBoxes + loader_.box();
+    return {__shfl_sync(~0u, now_.outer, lane), __shfl_sync(~0u, now_.row, lane)};
+  }
+
+ private:
+  // Of this lane, windows ahead.
+  __device__ Box place(int ahead) const {
+    const int lane = threadIdx.x % 32, n = top_ - ahead * kTiles - lane / kBoxes;
+    return lane < kTiles * kBoxes && n >= n_begin_ ? loader_.place(n, lane % kBoxes) : Box{-1, 0};
+  }
+
+  const TileLoader<Traits>& loader_;
+  const int n_begin_;
+  int top_;  // the window's last tile
+  Box now_, next_, later_;
+};
+
+// The same by single tiles, one ahead: for walks that leave tiles out, tiles with much to compute, and producers with
+// few registers.
+template <class Traits>
+class OneAhead {
+ public:
+  __device__ OneAhead(const TileLoader<Traits>& loader, const Work& work)
+      : loader_(loader), n_begin_(work.n_begin), next_(loader.find(work.n_end - 1)) {}
+
+  // `below` is the tile after n.
+  __device__ Box at(int n, int below) {
+    const Box box = next_;
+    if (n > n_begin_) next_ = loader_.find(below);
+    return box;
+  }
+
+ private:
+  const TileLoader<Traits>& loader_;
+  const int n_begin_;
+  Box next_;
 };
 
 // The queries of one item, warpgroup by warpgroup: one is refilled while another still reads its own.
@@ -166,22 +241,23 @@ template <class Traits>
 constexpr int kAskAt = Traits::kSkip ? 3 : 2;
 
 // The work of one ring, from the last tile to the first, so that masked tiles come first. Calls `nearly_done` once,
-// with kAskAt tiles to go or all of fewer.
+// with kAskAt tiles to go or all of fewer; after the first of these is loaded where the planning warp loads as well.
 template <class Traits, class Walk, class NearlyDone>
 __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, Walk walk,
                               const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring,
                               const NearlyDone& nearly_done) {
-  Box box = loader.find(work.n_end - 1);
+  conditional_t<Traits::kMoveRegisters, OneAhead<Traits>, Window<Traits>> boxes(loader, work);
   int left = walk.tiles(work);
   const int ask_at = min(kAskAt<Traits>, left);
   for (int n = work.n_end - 1, below; n >= work.n_begin; n = below) {
     below = walk.below(n);
-    Box next = n > work.n_begin ? loader.find(below) : Box{};
-    if (left-- == ask_at) nearly_done();
+    const Box box = boxes.at(n, below);
+    const bool nearly = left-- == ask_at;
+    if (nearly && Traits::kMoveRegisters) nearly_done();
     loads.empty[ring.stage].wait(ring.phase ^ 1);
     loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();
-    box = next;
+    if (nearly && !Traits::kMoveRegisters) nearly_done();
   }
 }
 
@@ -192,7 +268,7 @@ template <class Traits>
 struct Job {
   bool plans, loads_k, loads_v, loads_q;
   bool asks;   // tells the planning warp when the block will soon need another item
-  bool ahead;  // the planning warp can't be told, and takes items early
+  bool ahead;  // the planning warp loads too: it can't be told, and takes items early
   int part;    // which of the warps that load this operand
 
   __device__ Job(const FwdParams& params, int warp) {
@@ -214,7 +290,7 @@ class Planner {
   __device__ Planner(const FwdParams& params, typename Traits::SharedStorage& smem, bool ahead)
       : smem_(smem),
         ahead_(ahead),
-        scheduler_(params, Cluster<Traits::kCluster>::worker(), ahead),
+        scheduler_(params, Cluster<Traits::kCluster>::worker(), ahead && Traits::kMoveRegisters),
         keeper_(params, smem) {}
 
   __device__ Work next(WorkRing<Traits>& ring_work) {
@@ -234,7 +310,7 @@ class Planner {
   typename Traits::SharedStorage& smem_;
   const bool ahead_;
   uint32_t items_ = 0;
-  Scheduler<Traits::kSkip> scheduler_;
+  Scheduler<Traits::kSkip, !Traits::kMoveRegisters> scheduler_;
   ListKeeper<Traits> keeper_;
 };
 
@@ -252,20 +328,28 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kLoadStages> ring;
   QueryLoader<Traits> queries;
   ListReader<Traits> lists(smem);
+  Work next;
+  bool planned = false;
   auto ask = [&] {
     if (job.asks && threadIdx.x % 32 == 0) smem.work_wanted.arrive();
+    // One consumer warpgroup is soon done: its next item is looked for while this one's last tiles are on their way.
+    if (!Traits::kMoveRegisters && job.plans) {
+      next = planner.next(ring_work);
+      planned = true;
+    }
   };
   while (true) {
     Work work;
     if (!Traits::kSkip && job.plans) {
-      work = planner.next(ring_work);
+      work = planned ? next : planner.next(ring_work);
+      planned = false;
     } else {
       work = ring_work.get();
       ring_work.release();
     }
     if (work.parts == 0) break;
     if (work.n_begin >= work.n_end) {
-      ask();
+      if (job.asks) ask();
       continue;
     }
     if (job.loads_q) queries.load(params, smem, work);
@@ -273,7 +357,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
       int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
       TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part);
       auto walk = lists.walk(work);
-      job.loads_v ? produce_tiles<Traits>(loader, work, walk, Traits::v_loads(smem), ring, ask)
+      job.loads_v ? produce_tiles<Traits>(loader, work, walk, Traits::v_loads(smem), ring, [] {})
                   : produce_tiles<Traits>(loader, work, walk, Traits::k_loads(smem), ring, ask);
     }
     lists.leave();

@@ -7,23 +7,19 @@
 
 namespace lite_attention::sm90 {
 
-struct Work {
-  int batch, m_tile, head_tile;
-  int n_begin, n_end;  // KV tiles of this part; none where the rows see no key
-  int parts;           // workers that share this item; 1 is unsplit, 0 is the end of all work
-  int first_worker;    // the one that has the item's first tiles
-  Sequence seq;        // read once here, so that nobody else waits for device memory
-};
-
 // The planning warp's side. All lanes call together and get the same. What the plan says is read again for every item:
 // the producer has few registers. With `kWhole` items are never split: what is left out then matters to it as well.
-template <bool kWhole>
+// With `kStarts` it has the registers for a Start.
+template <bool kWhole, bool kStarts>
 class Scheduler {
  public:
   // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
   // any more.
   __device__ Scheduler(const FwdParams& params, int worker, bool ahead)
       : params_(params), worker_(worker), ahead_(ahead) {
+    if constexpr (kStarts) {
+      start_ = reinterpret_cast<const Start*>(params.plan + Plan::starts(params.num_workers))[worker];
+    }
     if constexpr (!kWhole) begin_run(Plan(params.plan));
   }
 
@@ -39,13 +35,20 @@ class Scheduler {
       leave(plan);
       return work;
     }
-    if (kWhole || takes_) {
-      next_whole(plan, work);
-    } else {
-      next_run(plan, work);
-    }
     const Lengths& lengths = params_.lengths;
-    work.seq = Sequence::load(lengths, work.batch);
+    if (kStarts && !takes_ && given_ < Start::kItems) {
+      work = given_++ == 0 ? start_.items[0] : start_.items[1];
+      position_ += max(1, work.n_end - work.n_begin);
+      if (!lengths.cu_seqlens_q) work.seq.q_begin = 0;
+      if (!lengths.cu_seqlens_k) work.seq.k_begin = 0;
+    } else {
+      if (kWhole || takes_) {
+        next_whole(plan, work);
+      } else {
+        next_run(plan, work);
+      }
+      work.seq = Sequence::load(lengths, work.batch);
+    }
     if (lengths.lists.indices) {
       work.head_tile += work.batch % lengths.lists.heads * params_.packing.head_tiles;
       work.batch /= lengths.lists.heads;
@@ -105,6 +108,11 @@ class Scheduler {
     position_ = min(header.streamed, worker_ * header.run);
     end_ = min(header.streamed, position_ + header.run);
     if (position_ >= end_) return;
+    if (kStarts && header.starts) {
+      given_ = 0;
+      entry_ = start_.entry;
+      return;
+    }
     const int64_t group_weight = int64_t{plan.prefix[header.num_entries]} * header.run_heads;
     const int group = int(position_ / group_weight);
     group_begin_ = group * group_weight;
@@ -155,6 +163,8 @@ class Scheduler {
   int64_t position_ = 0, end_ = 0;
   int64_t group_begin_ = 0;  // of the heads that are streamed side by side
   int group_head_ = 0, entry_ = 0;
+  Start start_;
+  int given_ = Start::kItems;  // of its items
   const bool ahead_;
   bool takes_ = false;  // items one by one, and is through with its run
 };

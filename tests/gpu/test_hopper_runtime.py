@@ -189,6 +189,17 @@ def test_metadata_serves_many_layers(kind, head_dim):
         assert torch.equal(own[1], shared[1])
 
 
+def test_metadata_for_queries_of_one_length_serves_packed_ones():
+    """What a plan says of where sequences begin is what the call says."""
+    lens_k = [4000, 100, 129]
+    case = accuracy.paged(accuracy.make_sequences([2] * 3, lens_k, 8, 2, 128, torch.bfloat16, 0), 32, causal=True)
+    metadata = get_scheduler_metadata(
+        3, 2, max(lens_k), 8, 2, 128, seqused_k=accuracy.ints(lens_k), causal=True, page_size=32
+    )
+    own, shared = case.run(), case.run(scheduler_metadata=metadata)
+    assert torch.equal(own[0], shared[0]) and torch.equal(own[1], shared[1])
+
+
 def test_metadata_out_is_checked():
     with pytest.raises(ValueError, match="out"):
         get_scheduler_metadata(4, 1, 100, 8, 2, 64, out=torch.empty(5, device="cuda", dtype=torch.int32))

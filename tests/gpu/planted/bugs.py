@@ -50,7 +50,8 @@ BUGS = [
         "      whole = true;\n"),
     # A kernel that begins before the one before it has ended.
     Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
-    Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  wait_for_kernels_before();\n", "", "pages"),
+    Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  if (params.scores) wait_for_kernels_before();\n", "",
+        "pages"),
     # Skip lists: votes that are lost or that nobody may cast, a list brought up to date before the votes are in.
     Bug("votes-of-one-warp", "sm90/skip_list.cuh", "if (stays && threadIdx.x % 32 == 0) or_shared(",
         "if (stays && threadIdx.x % 128 == 0) or_shared(", "skip"),
@@ -74,8 +75,9 @@ BUGS = [
         "    for_warps(1, [&](int i) {\n      const int bin =", "pages"),
     Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
         "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
-    Bug("list-not-followed", "sm90/producer.cuh", "    if constexpr (Traits::kPageLists) {\n      if (list_) {",
-        "    if constexpr (Traits::kPageLists) {\n      if (list_ && page == 0) {", "pages"),
+    Bug("window-a-tile-late", "sm90/producer.cuh", "if (top_ - n >= kTiles) {", "if (top_ - n > kTiles) {", "pages"),
+    Bug("list-not-followed", "sm90/producer.cuh", "if (list_ && box.outer >= 0) box.outer = list_[box.outer];", "",
+        "pages"),
     # FP8 queries, keys and values: factors, the converter's waits, its order of elements.
     Bug("fp8-queries-unscaled", "sm90/descale.cuh", "scores_ *= load(params.q_descale, work.batch, kv_head);", "{}",
         "fp8"),
