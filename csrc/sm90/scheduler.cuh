@@ -40,7 +40,7 @@ class Scheduler {
       work = given_++ == 0 ? start_.items[0] : start_.items[1];
       position_ += max(1, work.n_end - work.n_begin);
       if (!lengths.cu_seqlens_q) work.seq.q_begin = 0;
-      if (!lengths.cu_seqlens_k) work.seq.k_begin = 0;
+      work.seq.k_begin = lengths.cu_seqlens_k ? lengths.cu_seqlens_k[work.batch] : 0;  // a plan may not know it
     } else {
       if (kWhole || takes_) {
         next_whole(plan, work);
