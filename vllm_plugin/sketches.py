@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheSpec
 
+LINE = 256  # bytes: two lines of the L2 cache
+
 
 def install() -> None:
     """Wraps `Attention.get_kv_cache_spec`, once, to ask a layer that decodes from lists for the room of its sketches.
@@ -65,8 +67,13 @@ def with_room(spec: Any, layer_name: str) -> FullAttentionSpec:
 
 
 def room(spec: FullAttentionSpec) -> int:
-    """Bytes of the sketches of one page."""
-    return spec.num_kv_heads * sketch_bytes(spec.head_size)
+    """Bytes by which sketches make a page longer: their own, and what lets the next page begin at a multiple of 256.
+
+    A page that begins elsewhere has rows of keys across the borders of cache lines, and attention over lists took up to
+    1.4 times as long.
+    """
+    page = dataclasses.replace(spec, page_size_padded=None).page_size_bytes
+    return -(-(page + spec.num_kv_heads * sketch_bytes(spec.head_size)) // LINE) * LINE - page
 
 
 def view(kv_cache: torch.Tensor, head_size: int) -> torch.Tensor:

@@ -151,7 +151,11 @@ def test_pages_of_another_size_are_refused():
     with pytest.raises(NotImplementedError, match=r"model\.layers\.0\.attn can't decode from listed pages"):
         sketches.with_room(SlidingWindowSpec(block_size=16, sliding_window=64, **shape), "model.layers.0.attn")
     spec = sketches.with_room(FullAttentionSpec(block_size=16, **shape), "model.layers.0.attn")
-    assert spec.page_size_bytes == 16 * 2 * 2 * 64 * 2 + 2 * 112
+    page = 16 * 2 * 2 * 64 * 2
+    assert spec.page_size_bytes == page + 256 and spec.page_size_bytes % 256 == 0  # 2 * 112, and what aligns pages
+    assert sketches.room(spec) == 256
+    eight = FullAttentionSpec(block_size=16, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
+    assert sketches.room(eight) == 8 * 208 + 128
 
 
 @pytest.mark.parametrize("arguments", [{"logits_soft_cap": 30.0}, {"alibi_slopes": [0.5, 0.25]}])

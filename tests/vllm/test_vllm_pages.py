@@ -15,7 +15,7 @@ from texts import PROMPTS
 LISTS = {"eps": 0.1, "min_context": 32, "newest": 16}
 LAYERS, HEADS_K, HEADS, HEAD_SIZE = 30, 3, 9, 64  # of SmolLM2-135M
 PAGE_BYTES = 16 * HEADS_K * 2 * HEAD_SIZE * 4
-SKETCH_BYTES = HEADS_K * 112
+SKETCH_BYTES = -(PAGE_BYTES + HEADS_K * 112) % 256 + HEADS_K * 112  # the next page begins at a multiple of 256
 STRANGERS = [f"{i}. {text[: 97 + 13 * i]}" for i, text in enumerate(reversed(PROMPTS))]
 
 
