@@ -1,6 +1,6 @@
 """Runs the parts of gpu_suite.py and the planted bugs on all GPUs of a machine, side by side.
 
-    python benchmarks/gpu_fleet.py OUT --commit "$(git rev-parse HEAD)"       # four minutes on eight H100
+    python benchmarks/gpu_fleet.py OUT --commit "$(git rev-parse HEAD)"       # all of it, on all GPUs
     python benchmarks/gpu_fleet.py OUT --gpus 0 --parts memcheck,racecheck    # or piece by piece on one
     python benchmarks/gpu_fleet.py OUT --parts planted --bugs mask-end-late   # some of the bugs
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 KEY = "lite_attention"
 PREFIX = "LITE_ATTENTION_"
-_READ_ELSEWHERE = ("CACHE", "FA3", "METRICS_DIR", "SKIP_CUDA_BUILD", "TEST_MODEL")  # in this project, after the prefix
+_READ_ELSEWHERE = (
+    "CACHE",
+    "DEVICE",
+    "FA3",
+    "METRICS_DIR",
+    "SKIP_CUDA_BUILD",
+    "TEST_MODEL",
+)  # in this project, after the prefix
 
 
 class PageSettings(BaseModel):
