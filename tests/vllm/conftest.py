@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine import SAMPLED, generate, greedy
+import random_model
+from engine import SAMPLED, SMALL, generate, greedy
 from processes import vllm_version
 from texts import PROMPTS
 
@@ -57,10 +58,31 @@ def newest() -> bool:
 
 
 @pytest.fixture(scope="session")
-def reference(model):
-    """What vLLM generates with its own attention on the CPU: greedy for all prompts, and three samples for four."""
+def small(model, tmp_path_factory) -> str:
+    """The directory of a model of SMALL's shape, for what is about steps and not about text.
+
+    Its weights are random, so that each token depends on all before it. A few layers of a model of text would write the
+    same word again and again.
+    """
+    folder = tmp_path_factory.mktemp("small")
+    return random_model.write_with_tokenizer(folder, model, **SMALL)
+
+
+def _reference(model: str) -> list:
     rounds = [greedy(PROMPTS), {"prompts": PROMPTS[:4], "sampling": SAMPLED}]
     found = generate(model, rounds, attention_backend="CPU_ATTN")["rounds"]
     assert all(len(tokens) == 64 for (tokens,) in found[0]["tokens"])
     assert all(len({tuple(sample) for sample in samples}) == 3 for samples in found[1]["tokens"])
     return [each["tokens"] for each in found]
+
+
+@pytest.fixture(scope="session")
+def reference(model):
+    """What vLLM generates with its own attention on the CPU: greedy for all prompts, and three samples for four."""
+    return _reference(model)
+
+
+@pytest.fixture(scope="session")
+def small_reference(small):
+    """The same for the small model."""
+    return _reference(small)

@@ -36,6 +36,7 @@ def environment(**changes: str) -> dict[str, str]:
     """This process's environment for vLLM on the CPU, offline, with `changes`."""
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines at a time would all have the first core
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")])),
@@ -64,9 +65,14 @@ def run(script: str, argument: Any = None, timeout: int = 600, **changes: str) -
         env=environment(**changes),
         cwd=HERE,
     )
-    output = process.stdout + process.stderr
-    assert process.returncode == 0, f"{script} ended with {process.returncode}:\n{output[-6000:]}"
-    (line,) = re.findall(f"^{MARK}(.*)$", process.stdout, re.MULTILINE)
-    reported = Reported(json.loads(line))
-    reported.log = output
-    return reported
+    return reported(script, str(process.returncode), process.stdout, process.stderr)
+
+
+def reported(script: str, status: str, stdout: str, stderr: str) -> Reported:
+    """What a script that ended with this status handed to `report`."""
+    output = stdout + stderr
+    assert status == "0", f"{script} ended with {status}:\n{output[-6000:]}"
+    (line,) = re.findall(f"^{MARK}(.*)$", stdout, re.MULTILINE)
+    found = Reported(json.loads(line))
+    found.log = output
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ VOCABULARY = 1000
 
 
 def write(
-    folder: Path, *, layers: int = 4, heads: int = 8, kv_heads: int = 2, head_dim: int = 128, context: int = 2048
+    folder: Path,
+    *,
+    layers: int = 4,
+    heads: int = 8,
+    kv_heads: int = 2,
+    head_dim: int = 128,
+    context: int = 2048,
+    vocabulary: int = VOCABULARY,
 ) -> str:
     """Writes the model in bfloat16; returns its path."""
     from safetensors.torch import save_file
@@ -22,7 +30,7 @@ def write(
     def matrix(rows: int, columns: int, spread: float = 1.0) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) * spread / columns**0.5).bfloat16()
 
-    weights = {"model.embed_tokens.weight": torch.randn(VOCABULARY, hidden, generator=generator).bfloat16()}
+    weights = {"model.embed_tokens.weight": torch.randn(vocabulary, hidden, generator=generator).bfloat16()}
     for layer in range(layers):
         weights |= {
             f"model.layers.{layer}.{name}.weight": weight
@@ -38,7 +46,7 @@ def write(
                 "post_attention_layernorm": torch.ones(hidden).bfloat16(),
             }.items()
         }
-    weights |= {"model.norm.weight": torch.ones(hidden).bfloat16(), "lm_head.weight": matrix(VOCABULARY, hidden, 3.0)}
+    weights |= {"model.norm.weight": torch.ones(hidden).bfloat16(), "lm_head.weight": matrix(vocabulary, hidden, 3.0)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -49,7 +57,7 @@ def write(
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -61,6 +69,14 @@ def write(
     }
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+def write_with_tokenizer(folder: Path, model: str, **shape: int) -> str:
+    """The same with the tokenizer of `model`, so that prompts can be text. What follows on them is none."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(model, name), folder)
+    vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]
+    return write(folder, vocabulary=vocabulary, **shape)
 
 
 def prompts(*lengths: int) -> list[list[int]]:

@@ -19,16 +19,16 @@ def test_greedy_and_parallel_sampling(model, newest, reference):
         pytest.skip("tested with the newest vLLM for the CPU")
     rounds = [greedy(PROMPTS), {"prompts": PROMPTS[:4], "sampling": SAMPLED}]
     compiled = {"VLLM_CPU_CI_ENV": "1"}  # traces, and compiles nothing: that takes minutes
-    found = generate(model, rounds, compiled, attention_config=CHOSEN, enforce_eager=False)
+    found = generate(model, rounds, compiled, apart=True, attention_config=CHOSEN, enforce_eager=False)
     assert [each["tokens"] for each in found["rounds"]] == reference
 
 
-def test_chunked_prefill_and_prefix_cache(model, newest, reference):
+def test_chunked_prefill_and_prefix_cache(small, newest, small_reference):
     """Prompts in chunks of at most 48 tokens, mixed with decodes; then all again, from the prefix cache."""
     if not newest:
         pytest.skip("tested with the newest vLLM for the CPU")
     first, second = generate(
-        model,
+        small,
         [greedy(PROMPTS), greedy(PROMPTS)],
         attention_backend="LITE_ATTENTION",
         block_size=16,
@@ -37,7 +37,7 @@ def test_chunked_prefill_and_prefix_cache(model, newest, reference):
         enable_chunked_prefill=True,
         enable_prefix_caching=True,
     )["rounds"]
-    assert first["tokens"] == second["tokens"] == reference[0]
+    assert first["tokens"] == second["tokens"] == small_reference[0]
     assert all(cached >= 64 for cached in second["cached"][4:])
 
 
@@ -49,7 +49,6 @@ def test_preemption(model, newest, reference):
     found = generate(
         model,
         rounds,
-        {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
         attention_backend="LITE_ATTENTION",
         block_size=16,
         num_gpu_blocks_override=48,

@@ -11,22 +11,23 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from engine import SMALL
 from page_counts import NEARLY_ALL, expected
 from processes import environment
 from serving import Server, free_port
 from texts import PROMPTS
 
-LAYERS, HEADS_K, HEADS, HEAD_SIZE = 30, 3, 9, 64  # of SmolLM2-135M
+LAYERS, HEADS, HEADS_K, HEAD_SIZE = (SMALL[name] for name in ("layers", "heads", "kv_heads", "head_dim"))
 PAGES = 200
 NEW = 30
 
 
 @pytest.fixture(scope="module")
-def server(model, newest, tmp_path_factory):
+def server(small, newest, tmp_path_factory):
     if not newest:
         pytest.skip("tested with the newest vLLM for the CPU")
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", small, "--port", str(port)]
     command += ["--served-model-name", "smollm2", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     command += ["--block-size", "16", "--num-gpu-blocks-override", str(PAGES)]
     settings = {"eps": 0.3, "min_context": 60}
@@ -89,7 +90,7 @@ async def test_metrics_count_what_was_read(http):
         decisions = (total["rows_listed"] + total["rows_dense"]) * HEADS * LAYERS // 3
         assert found[f"decisions_total{labels}"] == decisions
         assert 0 < found[f"left_out_mass_total{labels}"] < decisions
-    assert found["sketch_bytes"] == PAGES * LAYERS * 512  # 3 of 112 bytes, and up to a multiple of 256
+    assert found["sketch_bytes"] == PAGES * LAYERS * 256  # 2 of 112 bytes, and up to a multiple of 256
 
 
 async def test_a_client_that_leaves_takes_nothing_from_others(http):

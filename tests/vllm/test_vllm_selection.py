@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from forks import run_in_fork
 from processes import environment, run
 
 CLASS = "vllm_plugin.backend.LiteAttentionBackend"
@@ -40,7 +41,7 @@ def probe(model):
         "unknown": {"argv": [*argv, "--attention-backend", "LIGHT_ATTENTION"]},
         "nothing": {"kwargs": base},
     }
-    results = run("probe_selection.py", list(cases.values()))["results"]
+    results = run_in_fork("probe_selection.py", list(cases.values()))["results"]
     return dict(zip(cases, results, strict=True))
 
 

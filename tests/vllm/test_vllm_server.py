@@ -9,6 +9,7 @@ import sys
 
 import aiohttp
 import pytest
+from engine import SMALL
 from processes import environment
 from serving import Server, free_port
 from texts import PROMPTS, SHARED
@@ -19,10 +20,10 @@ MODEL = "smollm2"
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def server(small, tmp_path_factory):
     """16 requests at a time on 64 pages of 16 tokens: 32 streams wait, share prefixes and preempt each other."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", small, "--port", str(port)]
     command += ["--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     command += ["--block-size", "16", "--num-gpu-blocks-override", "64", "--max-num-seqs", "16"]
     command += ["--max-num-batched-tokens", "128"]
@@ -80,16 +81,19 @@ def test_the_log_says_what_computes(server):
     messages = server.messages()
     assert "Attention backend LITE_ATTENTION, chosen by the environment variable VLLM_ATTENTION_BACKEND." in messages
     (line,) = [message for message in messages if message.startswith("LITE_ATTENTION ")]
-    assert line.startswith(f"LITE_ATTENTION {lite_attention.__version__} computes attention by the CPU path: 30 layers")
+    computes = (
+        f"LITE_ATTENTION {lite_attention.__version__} computes attention by the CPU path: {SMALL['layers']} layers"
+    )
+    assert line.startswith(computes)
     assert "Unknown vLLM environment variable detected: VLLM_ATTENTION_BACKEND" not in server.output()
 
 
-async def test_32_streams_of_which_some_are_cancelled(http, reference):
+async def test_32_streams_of_which_some_are_cancelled(http, small_reference):
     prompts = PROMPTS * 4
     leave = [3 + i if i % 4 == 1 else None for i in range(len(prompts))]
     streams = await asyncio.gather(*(stream(http, *each) for each in zip(prompts, leave, strict=True)))
     for i, (tokens, after) in enumerate(zip(streams, leave, strict=True)):
-        (expected,) = reference[0][i % len(PROMPTS)]
+        (expected,) = small_reference[0][i % len(PROMPTS)]
         if after is None:
             assert tokens == expected
         else:
@@ -122,13 +126,13 @@ async def test_parallel_sampling(http):
     ],
     ids=["oversize prompt", "malformed JSON", "negative max_tokens", "unknown model"],
 )
-async def test_bad_requests_get_a_clear_error_and_the_server_lives_on(http, reference, data, statuses, message):
+async def test_bad_requests_get_a_clear_error_and_the_server_lives_on(http, small_reference, data, statuses, message):
     headers = {"Content-Type": "application/json"}
     good, bad = await asyncio.gather(
         complete(http, PROMPTS[1]), http.post("/v1/completions", data=data, headers=headers), return_exceptions=True
     )
-    assert good == reference[0][1][0]
+    assert good == small_reference[0][1][0]
     async with bad:
         assert bad.status in statuses
         assert message in await bad.text()
-    assert await complete(http, PROMPTS[0]) == reference[0][0][0]
+    assert await complete(http, PROMPTS[0]) == small_reference[0][0][0]
