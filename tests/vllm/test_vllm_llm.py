@@ -1,4 +1,4 @@
-"""vLLM's offline engine on the CPU with a real model: the same tokens as with CPU_ATTN, whatever the scheduler does.
+"""vLLM's offline engine on the CPU: the same tokens as with CPU_ATTN, whatever the scheduler does; and lists for text.
 
 All runs are in float32, where the rounding of two correct implementations is far below the distance between the two
 best tokens. In bfloat16 the next token may rightly differ.
@@ -44,15 +44,13 @@ def test_chunked_prefill_and_prefix_cache(small, newest, small_reference):
     assert all(cached >= 64 for cached in second["cached"][4:])
 
 
-def test_preemption(request, newest):
+def test_preemption(small, newest, small_reference):
     """A KV cache of 48 pages of 16 tokens for requests that need three times as many; chunks and prefixes, too."""
-    rounds, names = [greedy(PROMPTS * 2)], ("small", "small_reference")
+    rounds = [greedy(PROMPTS * 2)]
     if not newest:  # all in one engine. Its prompts must be no longer than a step: vLLM's CPU runner can't chunk a seed
         rounds.append({"prompts": PROMPTS[:4], "sampling": SAMPLED})
-        names = ("model", "reference")
-    served, expected = map(request.getfixturevalue, names)
     found = generate(
-        served,
+        small,
         rounds,
         attention_backend="LITE_ATTENTION",
         block_size=16,
@@ -61,9 +59,9 @@ def test_preemption(request, newest):
         max_num_seqs=16,
     )
     assert found["counters"]["vllm:num_preemptions"] > 0
-    assert found["rounds"][0]["tokens"] == expected[0] * 2
+    assert found["rounds"][0]["tokens"] == small_reference[0] * 2
     if not newest:
-        assert found["rounds"][1]["tokens"] == expected[1]
+        assert found["rounds"][1]["tokens"] == small_reference[1]
 
 
 # Decoding from listed pages
