@@ -37,6 +37,7 @@ def run_in_fork(script: str, argument: Any = None, timeout: int = 600, **changes
             cwd=HERE,
             start_new_session=True,
         )
+        atexit.register(_end, _parent)
     with tempfile.TemporaryDirectory() as folder:
         streams = {name: str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")}
         Path(streams["stdin"]).write_text(json.dumps(argument))
@@ -46,10 +47,15 @@ def run_in_fork(script: str, argument: Any = None, timeout: int = 600, **changes
         status = _parent.stdout.readline().strip() if answered else f"no answer after {timeout} s"
         if not status.lstrip("-").isdigit():
             os.killpg(_parent.pid, signal.SIGKILL)
-            _parent.wait()
+            _end(_parent)
             _parent = None
         stdout, stderr = (Path(streams[name]).read_text(errors="replace") for name in ("stdout", "stderr"))
     return reported(script, status, stdout, stderr)
+
+
+def _end(parent: subprocess.Popen) -> None:
+    with parent:  # closes its stdin, by which it ends, and waits
+        pass
 
 
 def _serve() -> None:
