@@ -148,7 +148,8 @@ def test_an_interrupted_demo_stops_its_server(tmp_path, number):
     """The demo itself, with a `vllm` on its path that only sleeps."""
     pid_file = tmp_path / "pid"
     script = f"""
-import pathlib, sys, demo
+import pathlib, signal, sys, demo
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 sleep = "import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(600)"
 demo.serve_command = lambda *arguments, **keywords: [sys.executable, "-c", sleep]
 demo.installed_vllm = lambda: "0"
