@@ -1,7 +1,7 @@
-import re,sys,subprocess
+import re,sys,subprocess,shutil
 from collections import Counter
 for o in sys.argv[1:]:
-    t=subprocess.run(["/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
+    t=subprocess.run([shutil.which("cuobjdump") or "/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
     fn=None; funcs={}
     for l in t.splitlines():
         m=re.search(r'Function : (\S+)',l)

@@ -1,6 +1,6 @@
-import re,sys,subprocess
+import re,sys,subprocess,shutil
 o=sys.argv[1]; pat=sys.argv[2]; full=len(sys.argv)>3
-t=subprocess.run(["/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
+t=subprocess.run([shutil.which("cuobjdump") or "/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
 fn=None; funcs={}
 for l in t.splitlines():
     m=re.search(r'Function : (\S+)',l)

@@ -1,8 +1,8 @@
 # all loops with HGMMA of kernels matching; prints size and mix of the innermost ones
-import re,sys,subprocess
+import re,sys,subprocess,shutil
 from collections import Counter
 o=sys.argv[1]; pat=sys.argv[2]
-t=subprocess.run(["/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
+t=subprocess.run([shutil.which("cuobjdump") or "/tmp/dis/b/cuobjdump","-sass",o],capture_output=True,text=True).stdout
 fn=None; funcs={}
 for l in t.splitlines():
     m=re.search(r'Function : (\S+)',l)
