@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,10 @@ Requires-Dist: fastsafetensors; extra == "fast"
 
 
 @pytest.fixture
-def vllm_cpu() -> ModuleType:
+def vllm_cpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    # The tool imports pip. Setuptools' import hook takes that for pip at work and hands the process Python's distutils
+    # for good, with which no later test can import setuptools (as torch.compile does).
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if not hasattr(finder, "spec_for_pip")])
     spec = importlib.util.spec_from_file_location("vllm_cpu", ROOT / "tools" / "vllm_cpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
