@@ -16,7 +16,7 @@ from texts import PROMPTS, SHARED
 
 import lite_attention
 
-MODEL = "smollm2"
+MODEL = "small"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ async def test_parallel_sampling(http):
     ("data", "statuses", "message"),
     [
         (json.dumps(body(SHARED * 12)), {400}, "512"),
-        ('{"model": "smollm2", "prompt": "The', {400, 422}, "JSON"),
+        ('{"model": "small", "prompt": "The', {400, 422}, "JSON"),
         (json.dumps(body("Hello", max_tokens=-3)), {400, 422}, "max_tokens"),
         (json.dumps(body("Hello", model="no-such-model")), {404}, "no-such-model"),
     ],
