@@ -67,7 +67,8 @@ struct Item {
   ScoreModifier<Traits::kScoreMod> modifier;
   typename ListReader<Traits>::Walk walk;
   Ballot<Traits> ballot;
-  int n;  // the KV tile at hand
+  int n;     // the KV tile at hand
+  int next;  // the one after it, once looked up
 
   __device__ Item(const FwdParams& params, const Work& work, const ThreadRows& thread_rows,
                   const ListReader<Traits>& lists, int warpgroup)
@@ -88,7 +89,9 @@ struct Item {
   __device__ bool last_tile() const { return n <= work.n_begin; }
   // The item's tiles are those that any row of the cluster sees; these rows may not see the last ones.
   __device__ bool blind() const { return n >= mask.tiles_end && !last_tile(); }
-  __device__ void go_on() { n = walk.below(n); }
+  // In time: while products are under way that the warp waits for in any case.
+  __device__ void look_ahead() { next = walk.below(n); }
+  __device__ void go_on() { n = next; }
 };
 
 // One consumer warpgroup over all work of its block. Every KV tile takes a turn at the tensor cores, computed or not.
@@ -104,7 +107,7 @@ template <class Traits>
 class Consumer {
   using Value = typename Traits::Value;
   using EmptyBarrier = typename Traits::EmptyBarrier;
-  using Softmax = OnlineSoftmax<Value, Traits::kProbabilityShift>;
+  using Softmax = OnlineSoftmax<Value, Traits::kProbabilityShift, Traits::kPolynomialOf>;
   static constexpr int kBlockN = Traits::kBlockN;
   // One warpgroup has few whole items, and starts sooner with less code.
   static constexpr bool kJoins = Traits::kConsumerWarpgroups > 1;
@@ -165,16 +168,18 @@ class Consumer {
       }
       ring_work_.release();
     };
-    // A tile's scores to probabilities. Before the exponentials is the time to see to it that the next K has arrived:
-    // with no branch between the softmax and the wait for PV ptxas hoists that wait above the exponentials, and nothing
-    // overlaps; a branch after them would keep it from adding up probabilities in their shadow.
+    // A tile's scores to probabilities, and the wait for the next K. ptxas moves the wait for PV to where the last
+    // branch before it is, and arithmetic across branches. A branch upon the sum of all probabilities keeps that wait
+    // behind the exponentials, which PV's products hide: the wait for K is made into one.
     auto weigh = [&](Item<Traits>& item) __attribute__((always_inline)) {
       float high[2];
       softmax.tile_max(scores, high);
       item.ballot.vote(item.n, high, softmax);
       const bool moved = softmax.advance(high, rescale);
-      if (!item.last_tile()) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
       softmax.exponentiate(scores);
+      if (!item.last_tile()) {
+        smem_.k_full[ring_k_.stage].wait(ring_k_.phase ^ uint32_t(softmax.sums_are_negative()));
+      }
       return moved;
     };
     // An item's first tile, joined to the item before or not.
@@ -190,6 +195,7 @@ class Consumer {
         issue_pv();
       }
       turn_.pass();
+      item.look_ahead();
       softmax = Softmax(ScoreModifier<Traits::kScoreMod>::softmax_scale(item.score_scale(params_)));
       value_scale = item.descales.values();
       gemm_wait<kJoined ? 1 : 0>(scores);
@@ -213,6 +219,7 @@ class Consumer {
       issue_qk();
       issue_pv();
       turn_.pass();
+      item.look_ahead();
       gemm_wait<1>(scores);
       release_k();
       if (item.last_tile()) release_q();
@@ -254,7 +261,7 @@ class Consumer {
     while (true) {
       for (; !item.end() && !item.computed(); item = next_item()) pass_by(item);
       if (item.end()) break;
-      for (; item.blind(); item.go_on()) pass_by_tile();
+      for (; item.blind(); item.go_on()) pass_by_tile(item);
       begin(item, false_type{});
       while (true) {
         go_through(item);
@@ -278,14 +285,15 @@ class Consumer {
     if (item.no_keys()) {
       epilogue.store_nothing_seen();
     } else {
-      for (; item.n >= item.work.n_begin; item.go_on()) pass_by_tile();
+      for (; item.n >= item.work.n_begin; item.go_on()) pass_by_tile(item);
       lists_.leave();
       if (!Traits::kSkip && item.work.parts > 1) epilogue.store_no_part();
     }
     ring_work_.release();
   }
 
-  __device__ void pass_by_tile() {
+  __device__ void pass_by_tile(Item<Traits>& item) {
+    item.look_ahead();
     turn_.wait();
     turn_.pass();
     smem_.k_full[ring_k_.stage].wait(ring_k_.phase);

@@ -3,17 +3,15 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <cutlass/numeric_types.h>
 
 #include <cmath>
 #include <cute/tensor.hpp>
+#include <type_traits>
+
+#include "sm90/exp2.cuh"
 
 namespace lite_attention::sm90 {
-
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -25,8 +23,9 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Probabilities come multiplied by 2^kShift, and are rounded to `Weight` before PV.
-template <class Weight, int kShift>
+// Probabilities come multiplied by 2^kShift, and are rounded to `Weight` before PV. Of every kPolynomialOf groups of
+// four that a thread has, two of each row, one is raised by polynomial; of none with 0.
+template <class Weight, int kShift, int kPolynomialOf>
 struct OnlineSoftmax {
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
   // counts is that numbers stay in range, and that the weight of a row's largest key is nearly 1, which rounding leaves
@@ -34,6 +33,8 @@ struct OnlineSoftmax {
   static constexpr float kSlack = 3.f;
   static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
   static constexpr float kLn2 = 0.6931471805599453f;
+  // Of the polynomial: its error is small beside the rounding of probabilities.
+  static constexpr int kDegree = std::is_same_v<Weight, cutlass::half_t> ? 4 : 3;
 
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
   float row_max[2] = {-INFINITY, -INFINITY};
@@ -73,18 +74,22 @@ struct OnlineSoftmax {
     return moved;
   }
 
-  // Then scores become probabilities relative to it.
+  // Then scores become probabilities relative to it. Added up by pairs: a sum waits for the exponentials it is of, and
+  // the fewer wait the more exponentials are under way.
   template <class Scores>
   __device__ void exponentiate(Scores& scores) {
     constexpr int kSize = decltype(cute::size(scores))::value;
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) scores(k) = exp2_approx(fmaf(scores(k), scale_log2, -offset[k / 2 % 2]));
-    float sum[2][2] = {{row_sum[0], 0.f}, {row_sum[1], 0.f}};
+    for (int k = 0; k < kSize; ++k) {
+      const float x = fmaf(scores(k), scale_log2, -offset[k / 2 % 2]);
+      scores(k) = by_polynomial(k / 4) ? exp2_polynomial<kDegree>(x) : exp2_approx(x);
+    }
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) sum[k / 2 % 2][k % 2] += scores(k);
-    row_sum[0] = sum[0][0] + sum[0][1];
-    row_sum[1] = sum[1][0] + sum[1][1];
+    for (int k = 0; k < kSize; k += 2) row_sum[k / 2 % 2] += scores(k) + scores(k + 1);
   }
+
+  // Never, but only known when all of a tile's probabilities are: see Consumer::run. The same for all lanes.
+  __device__ bool sums_are_negative() const { return __any_sync(~0u, row_sum[0] + row_sum[1] < 0.f); }
 
   // After the last tile: the factor that normalises each row, and its log-sum-exp in natural units (-inf where no key
   // was seen). Where one key outweighs all others the rounding of its weight would be the error of the whole row. So
@@ -101,15 +106,20 @@ struct OnlineSoftmax {
   }
 
  private:
+  __device__ static constexpr bool by_polynomial(int group) {
+    return kPolynomialOf > 0 && group % (kPolynomialOf > 0 ? kPolynomialOf : 1) == 0;
+  }
+
   // Largest of this thread's scores of a row.
   template <int kRow, class Scores>
   __device__ static float thread_max(const Scores& scores) {
-    float m = fmaxf(scores(2 * kRow), scores(2 * kRow + 1));
+    constexpr int kPairs = decltype(cute::size(scores))::value / 4, kChains = 2;
+    float m[kChains] = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int v = 1; v < decltype(cute::size(scores))::value / 4; ++v) {
-      m = fmaxf(m, fmaxf(scores(4 * v + 2 * kRow), scores(4 * v + 2 * kRow + 1)));
+    for (int v = 0; v < kPairs; ++v) {
+      m[v % kChains] = fmaxf(m[v % kChains], fmaxf(scores(4 * v + 2 * kRow), scores(4 * v + 2 * kRow + 1)));
     }
-    return m;
+    return fmaxf(m[0], m[1]);
   }
 
   // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.

@@ -93,6 +93,9 @@ struct Traits {
   // Of V in the stages, and of the probabilities, which are stored under a factor of 2^kProbabilityShift.
   using Value = Element;
   static constexpr int kProbabilityShift = 0;
+  // How many of the exponentials are made by polynomial (softmax.cuh). It depends on nothing that kPaged and kDecode
+  // differ in. Score modifications leave no registers for it.
+  static constexpr int kPolynomialOf = kScoreMod ? 0 : 4;
 
   static constexpr int kProducerWarps = 4;
 

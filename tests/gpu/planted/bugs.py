@@ -32,7 +32,7 @@ BUGS = [
     Bug("no-wait-for-first-k", "sm90/consumer.cuh",
         "      smem_.k_full[ring_k_.stage].wait(ring_k_.phase);\n      turn_.wait();", "      turn_.wait();"),
     Bug("no-wait-for-next-k", "sm90/consumer.cuh",
-        "      if (!item.last_tile()) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);\n", ""),
+        "        smem_.k_full[ring_k_.stage].wait(ring_k_.phase ^ uint32_t(softmax.sums_are_negative()));\n", ""),
     Bug("no-wait-for-v", "sm90/consumer.cuh",
         "      smem_.v_full[ring_v_.stage].wait(ring_v_.phase);\n      gemm_async", "      gemm_async"),
     Bug("no-wait-for-free-stage", "sm90/producer.cuh", "    loads.empty[ring.stage].wait(ring.phase ^ 1);\n", ""),
@@ -46,6 +46,9 @@ BUGS = [
     Bug("output-not-rescaled", "sm90/consumer.cuh", "      if (moved) scale_output(rescale);\n", ""),
     Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs",
         "        // while QK runs"),
+    Bug("polynomial-without-its-end", "sm90/exp2.cuh", "  power = fmaf(power, fraction, 1.f);\n",
+        "  power = fmaf(power, fraction, 1.01f);\n"),
+    Bug("polynomial-loses-nan", "sm90/exp2.cuh", "max.NaN.f32 %0", "max.f32 %0"),
     Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh",
         "const bool whole = Traits::kSkip || item.work.parts == 1;", "const bool whole = true;"),
     # A kernel that begins before the one before it has ended.
