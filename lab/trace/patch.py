@@ -53,10 +53,7 @@ patch(
         f"      smem_.k_full[ring_k_.stage].wait(ring_k_.phase);\n      trace({W}, 5);\n      turn_.wait();\n      trace({W}, 6);\n"
         "      issue_qk();\n      if constexpr (kJoined) {",
     ),
-    (
-        "      turn_.pass();\n      softmax = Softmax(",
-        f"      turn_.pass();\n      trace({W}, 7);\n      softmax = Softmax(",
-    ),
+    ("      softmax = Softmax(Score", f"      trace({W}, 7);\n      softmax = Softmax(Score"),
     after("      gemm_wait<kJoined ? 1 : 0>(scores);", f"      trace({W}, 8);"),
     (
         "      weigh(item);\n      if constexpr (kJoined) {\n        warpgroup_fence_operand(scores);\n        gemm_wait<0>(output);\n",
