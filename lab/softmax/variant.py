@@ -29,7 +29,7 @@ patch(
     ),
 )
 if name != "base":
-    patch("softmax.cuh", ("kPolynomialOf = 4;", f"kPolynomialOf = {int(name[1:]) or 1 << 20};"))
+    patch("traits.cuh", ("kPolynomialOf = kScoreMod ? 0 : 4;", f"kPolynomialOf = kScoreMod ? 0 : {int(name[1:])};"))
 if name[0] == "x":
     patch(
         "softmax.cuh",
