@@ -18,6 +18,7 @@ from serving import Server, free_port
 from texts import PROMPTS
 
 LAYERS, HEADS, HEADS_K, HEAD_SIZE = (SMALL[name] for name in ("layers", "heads", "kv_heads", "head_dim"))
+MODEL = "small"
 PAGES = 200
 NEW = 30
 
@@ -28,7 +29,7 @@ def server(small, newest, tmp_path_factory):
         pytest.skip("tested with the newest vLLM for the CPU")
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", small, "--port", str(port)]
-    command += ["--served-model-name", "small", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    command += ["--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     command += ["--block-size", "16", "--num-gpu-blocks-override", str(PAGES)]
     settings = {"eps": 0.3, "min_context": 60}
     command += ["--additional-config", json.dumps({"lite_attention": settings | {"eps": NEARLY_ALL}})]
@@ -50,7 +51,7 @@ async def http(server):
 
 
 def body(prompt: str, **changes) -> dict:
-    values = {"model": "small", "prompt": prompt, "temperature": 0, "max_tokens": NEW, "ignore_eos": True}
+    values = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": NEW, "ignore_eos": True}
     return values | {"return_token_ids": True} | changes
 
 
