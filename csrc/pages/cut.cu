@@ -11,6 +11,7 @@
 // Each step is over a few pages a thread, and what runs so seldom comes from L2 instruction by instruction: loops are
 // not unrolled but where loads are to be under way together.
 #include <cooperative_groups.h>
+#include <cuda_pipeline.h>
 
 #include <algorithm>
 
@@ -110,8 +111,9 @@ class Cut {
       // Fixed-point units by which all that may be dropped has 31 bits: pages of at most eps each.
       const float per_unit = 2147483648.f / fminf(1.f, float(token.counted) * params_.eps);
       const int64_t quad = (list_ * params_.max_seqlen_q + index) * quads_;
+      fetch(params_.scores + quad * params_.max_blocks + first_, token.counted);
       add_masses(params_.tiles + quad * params_.tiles_of_list() * kHeads, token.counted);
-      make_shares(params_.scores + quad * params_.max_blocks + first_, token.counted);
+      make_shares(token.counted);
       cut = find_cut(token, uint32_t(params_.eps * per_unit), per_unit);
       if (rank_ == 0) {
         for_threads(params_.group,
@@ -128,28 +130,42 @@ class Cut {
     sync_blocks();  // all have read the ranks, and what the first block found
   }
 
-  // The mass of all pages for each head: every block adds up the tiles of all.
+  // Log-masses to where they become shares. Each thread waits for those that it fetched, and needs no others.
+  __device__ void fetch(float4* scores, int counted) {
+    if (!in_shared_) {
+      shares_ = scores;
+      return;
+    }
+    for_threads(min(end_, counted) - first_, [&](int page) {
+#pragma unroll 1
+      for (int quad = 0; quad < quads_; ++quad) {
+        __pipeline_memcpy_async(shares_ + int64_t{quad} * stride_ + page,
+                                scores + int64_t{quad} * params_.max_blocks + page, sizeof(float4));
+      }
+    });
+    __pipeline_commit();
+  }
+
+  // The mass of all pages for each head: every block adds up the tiles of all. A thread has one head's tiles, a warp
+  // four heads'.
   __device__ void add_masses(const float2* tiles, int counted) {
     const int count = (counted + kTile - 1) / kTile, heads = quads_ * kHeads;
-#pragma unroll 1
-    for (int quad = 0; quad < quads_; ++quad) {
-      // A thread has one head's tiles, a warp four heads'.
+    const int warps = kWarps / quads_, quad = warp_ / warps, warp = warp_ - quad * warps;
+    if (quad < quads_) {
       Mass mass;
       const float2* of_quad = tiles + int64_t{quad} * params_.tiles_of_list() * kHeads;
 #pragma unroll 4
-      for (int i = threadIdx.x; i < count * kHeads; i += kThreads) mass.add(of_quad[i]);
+      for (int i = warp * 32 + lane_; i < count * kHeads; i += warps * 32) mass.add(of_quad[i]);
 #pragma unroll
       for (int step = kHeads; step < 32; step *= 2) {
         mass.add(make_float2(__shfl_xor_sync(~0u, mass.most, step), __shfl_xor_sync(~0u, mass.sum, step)));
       }
-      if (lane_ < kHeads) {
-        shared_.partial[(quad * kHeads + lane_) * kWarps + warp_] = make_float2(mass.most, mass.sum);
-      }
+      if (lane_ < kHeads) shared_.partial[(quad * kHeads + lane_) * kWarps + warp] = make_float2(mass.most, mass.sum);
     }
     __syncthreads();
     for_warps(heads, [&](int head) {
       Mass mass;
-      if (lane_ < kWarps) mass.add(shared_.partial[head * kWarps + lane_]);
+      if (lane_ < warps) mass.add(shared_.partial[head * kWarps + lane_]);
       const float2 all = mass.of_warp();
       if (lane_ == 0) shared_.factors[head] = make_float2(all.x, all.y > 0.f ? 1.f / all.y : 1.f);
     });
@@ -158,22 +174,23 @@ class Cut {
 
   // Log-masses become shares of the mass of all pages; from these come the ranks: all ones where some head's mass isn't
   // finite. A quad is four heads side by side.
-  __device__ void make_shares(float4* scores, int counted) {
-    if (!in_shared_) shares_ = scores;
+  __device__ void make_shares(int counted) {
+    __pipeline_wait_prior(0);
     for_threads(min(end_, counted) - first_, [&](int page) {
       float most = 0.f, least = 0.f;
 #pragma unroll 1
       for (int quad = 0; quad < quads_; ++quad) {
-        float4 x = scores[int64_t{quad} * params_.max_blocks + page];
+        float4& here = shares_[int64_t{quad} * stride_ + page];
+        float4 x = here;
         for_heads([&](int i) {
           const float2 factor = shared_.factors[quad * kHeads + i];
           float& of_head = at(x, i);
           const bool there = quad * kHeads + i < params_.group;
-          of_head = !there ? 0.f : finite(of_head) ? exp2f((of_head - factor.x) * kLog2E) * factor.y : kNotFinite;
+          of_head = !there ? 0.f : finite(of_head) ? exp2f(of_head - factor.x) * factor.y : kNotFinite;
           most = fmaxf(most, of_head);
           least = fminf(least, of_head);
         });
-        shares_[int64_t{quad} * stride_ + page] = x;
+        here = x;
       }
       ranks_[page] = least < 0.f ? ~0u : __float_as_uint(most);
     });
@@ -250,15 +267,17 @@ class Cut {
 
   // From the bins of all blocks to the one in which the budget ends.
   __device__ void narrow(uint32_t budget) {
-    for_threads(params_.group * kBins, [&](int i) {
-      uint32_t sum = 0;
+    if (blocks_ > 1) {
+      for_threads(params_.group * kBins, [&](int i) {
+        uint32_t sum = 0;
 #pragma unroll
-      for (int block = 0; block < kMaxCluster; ++block) {
-        if (block < blocks_) sum += cluster_.map_shared_rank(shared_.bins, block)[i];
-      }
-      shared_.bins[i] = sum;
-    });
-    __syncthreads();
+        for (int block = 0; block < kMaxCluster; ++block) {
+          if (block < blocks_) sum += cluster_.map_shared_rank(shared_.bins, block)[i];
+        }
+        shared_.bins[i] = sum;
+      });
+      __syncthreads();
+    }
     for_warps(params_.group, [&](int i) {
       const int bin = first_over(i, budget);
       if (lane_ == 0) atomicMin(&search_.over, bin);

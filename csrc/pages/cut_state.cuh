@@ -45,12 +45,12 @@ struct Mass {
 
   __device__ void add(float2 other) {
     const float above = fmaxf(most, other.x);
-    sum = sum * exp2f((most - above) * kLog2E) + other.y * exp2f((other.x - above) * kLog2E);
+    sum = sum * exp2f(most - above) + other.y * exp2f(other.x - above);
     most = above;
   }
   __device__ float2 of_warp() const {
     const float above = warp_max(most);
-    return make_float2(above, warp_sum(sum * exp2f((most - above) * kLog2E)));
+    return make_float2(above, warp_sum(sum * exp2f(most - above)));
   }
 };
 

@@ -49,8 +49,8 @@ struct SelectParams {
   float eps = 0.f;
   int min_context = 0, newest = 1;
 
-  // (batch, heads_k, max_seqlen_q, quads(), max_blocks): for every page the log-masses of four query heads side by
-  // side, which become shares of mass while the cut is sought.
+  // (batch, heads_k, max_seqlen_q, quads(), max_blocks): for every page the log-masses, to base 2, of four query heads
+  // side by side, which become shares of mass while the cut is sought.
   float4* scores = nullptr;
   // (batch, heads_k, max_seqlen_q, quads(), tiles_of_list(), kHeads): the largest log-mass of a tile's pages that the
   // token sees, and their masses beside it. They make the sum of masses the same however the cut is divided.

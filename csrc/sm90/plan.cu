@@ -21,10 +21,24 @@ constexpr int64_t kBytesInL2 = 24 << 20;
 // Parts of an item that one block should have to add up.
 constexpr int kMostParts = 8;
 
+// What every step of making the plan reads again: in shared memory as far as there is room, since each look at device
+// memory is as long as a step.
+constexpr int kNear = kPlanThreads;
+struct Near {
+  Sequence sequences[kNear];  // by their place in the order
+  int offsets[kNear + 1];     // first entry of each place
+  int prefix[kNear + 1];      // of the plan
+
+  // Not constructed: what it has in shared memory is written before it is read.
+  static __device__ bool holds_sequences(const Lengths& lengths) { return lengths.planned() <= kNear; }
+  static __device__ bool holds_entries(const PlanBounds& bounds) { return bounds.max_entries <= kNear; }
+};
+
 // Exclusive sum over the block's threads; total is the same for all of them.
 __device__ int block_exclusive_sum(int value, int& total) {
-  __shared__ int warp_sums[kPlanThreads / 32];
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  static_assert(kPlanThreads == 32 * 32, "a warp has the sums of all");
+  __shared__ int warp_sums[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int inclusive = value;
   for (int step = 1; step < 32; step *= 2) {
     int other = __shfl_up_sync(~0u, inclusive, step);
@@ -33,23 +47,24 @@ __device__ int block_exclusive_sum(int value, int& total) {
   __syncthreads();  // the sums of the call before have been read
   if (lane == 31) warp_sums[warp] = inclusive;
   __syncthreads();
-  int before = 0;
-  total = 0;
-  for (int w = 0; w < kPlanThreads / 32; ++w) {
-    if (w < warp) before += warp_sums[w];
-    total += warp_sums[w];
-  }
-  return before + inclusive - value;
+  const int of_warp = warp_sums[lane];
+  total = __reduce_add_sync(~0u, of_warp);
+  return __reduce_add_sync(~0u, lane < warp ? of_warp : 0) + inclusive - value;
 }
 
-// Maximum over the block's threads.
-__device__ int block_max(int value) {
-  __shared__ int warp_max[kPlanThreads / 32];
-  value = __reduce_max_sync(~0u, value);
+// Maxima over the block's threads.
+template <int kCount>
+__device__ void block_max(int (&values)[kCount]) {
+  __shared__ int of_warps[kCount][32];
   __syncthreads();  // the maxima of the call before have been read
-  if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int of_warp = __reduce_max_sync(~0u, values[i]);
+    if (threadIdx.x % 32 == 0) of_warps[i][threadIdx.x / 32] = of_warp;
+  }
   __syncthreads();
-  return __reduce_max_sync(~0u, warp_max[threadIdx.x % 32]);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = __reduce_max_sync(~0u, of_warps[i][threadIdx.x % 32]);
 }
 
 // The lengths of a plan's items, in KV tiles.
@@ -86,26 +101,42 @@ __device__ int streamed_items(const Items& items, int workers, const Tile& tile)
 }
 
 // Sequences by falling number of keys, ties in their own order: the place of each is the number that come before it.
-// Whole items balance best when long ones are taken first. Not worth its square of steps beyond one pass of the block.
-__device__ void order_sequences(const Lengths& lengths, int* order, bool longest_first) {
-  __shared__ int keys[kPlanThreads];
-  const bool sort = longest_first && lengths.planned() <= kPlanThreads;
-  if (sort) {
-    if (threadIdx.x < lengths.planned()) keys[threadIdx.x] = Sequence::load(lengths, threadIdx.x).seqlen_k;
+// Whole items balance best when long ones are taken first. Not worth its square of steps beyond what Near holds.
+__device__ void order_sequences(const Lengths& lengths, int* order, bool longest_first, Near& near) {
+  if (!Near::holds_sequences(lengths)) {
+    for (int b = threadIdx.x; b < lengths.planned(); b += kPlanThreads) order[b] = b;
     __syncthreads();
+    return;
   }
-  for (int b = threadIdx.x; b < lengths.planned(); b += kPlanThreads) {
-    int place = sort ? 0 : b;
-    for (int other = 0; sort && other < lengths.planned(); ++other) {
-      place += keys[other] > keys[b] || (keys[other] == keys[b] && other < b);
+  const int b = threadIdx.x;
+  const bool mine = b < lengths.planned();
+  Sequence seq{};
+  int place = b;
+  if (mine) seq = Sequence::load(lengths, b);
+  if (longest_first) {
+    int* keys = near.prefix;
+    if (mine) keys[b] = seq.seqlen_k;
+    __syncthreads();
+    place = 0;
+    for (int other = 0; mine && other < lengths.planned(); ++other) {
+      place += keys[other] > seq.seqlen_k || (keys[other] == seq.seqlen_k && other < b);
     }
+  }
+  if (mine) {
+    near.sequences[place] = seq;
     order[place] = b;
   }
   __syncthreads();
 }
 
-// A worker's first items, by the one group of heads that tiles of few rows have: Scheduler::next_run.
-__device__ Start start_of(int worker, const Plan& plan, const Lengths& lengths) {
+__device__ Sequence sequence_at(int place, const Lengths& lengths, const int* order, const Near& near) {
+  return Near::holds_sequences(lengths) ? near.sequences[place] : Sequence::load(lengths, order[place]);
+}
+
+// A worker's first items, by the one group of heads that tiles of few rows have: Scheduler::next_run. Where such items
+// are streamed, sequences are in their own order.
+__device__ Start start_of(int worker, const Plan& plan, const int* prefix, const Lengths& lengths, const int* order,
+                          const Near& near) {
   const PlanHeader& header = *plan.header;
   const int heads = header.run_heads, run = int(header.run), streamed = int(header.streamed);
   int position = min(streamed, worker * run);
@@ -113,13 +144,13 @@ __device__ Start start_of(int worker, const Plan& plan, const Lengths& lengths) 
   int entry = 0, above = header.num_entries;  // the last one that begins at or before the position
   while (above - entry > 1) {
     const int middle = (entry + above) / 2;
-    (plan.prefix[middle] <= position / heads ? entry : above) = middle;
+    (prefix[middle] <= position / heads ? entry : above) = middle;
   }
   Start start{};
 #pragma unroll
   for (Work& work : start.items) {
     if (position >= end) continue;
-    const int begin = plan.prefix[entry], weight = plan.prefix[entry + 1] - begin;
+    const int begin = prefix[entry], weight = prefix[entry + 1] - begin;
     const int4 tiles = plan.entries[entry];
     const int inside = position - begin * heads, head = inside / weight, first = inside - head * weight;
     const int count = min(weight - first, end - position), item = position - first;
@@ -130,7 +161,7 @@ __device__ Start start_of(int worker, const Plan& plan, const Lengths& lengths) 
     work.n_end = work.n_begin + min(count, tiles.w);
     work.first_worker = item / run;
     work.parts = (item + weight - 1) / run - work.first_worker + 1;
-    work.seq = Sequence::load(lengths, work.batch);
+    work.seq = sequence_at(work.batch, lengths, order, near);
     if (!lengths.cu_seqlens_q) work.seq.q_begin = work.batch * lengths.seqlen_q;
     position += count;
     if (first + count == weight && head + 1 == heads) ++entry;
@@ -146,17 +177,18 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   let_next_kernel_wait();
   int* arrivals = words + sizeof(PlanHeader) / 4;
   int4* entries = reinterpret_cast<int4*>(words + bounds.entries());
-  int* prefix = words + bounds.prefix();
-  int* offsets = words + bounds.offsets();
+  __shared__ Near near;
+  int* prefix = Near::holds_entries(bounds) ? near.prefix : words + bounds.prefix();
+  int* offsets = Near::holds_sequences(lengths) ? near.offsets : words + bounds.offsets();
   int* order = words + bounds.order();
   for (int i = threadIdx.x; i < bounds.blocks; i += kPlanThreads) arrivals[i] = 0;
-  order_sequences(lengths, order, longest_first);
+  order_sequences(lengths, order, longest_first, near);
 
   int num_entries = 0, most_tiles = 0;
   for (int first = 0; first < lengths.planned(); first += kPlanThreads) {
     int place = first + threadIdx.x, m_tiles = 0;
     if (place < lengths.planned()) {
-      Sequence seq = Sequence::load(lengths, order[place]);
+      const Sequence seq = sequence_at(place, lengths, order, near);
       m_tiles = (max(seq.seqlen_q, 0) + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
       most_tiles = max(most_tiles, m_tiles);
     }
@@ -173,11 +205,13 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   // Under a causal mask items are half as long as the longest on average: so many heads have work for all workers
   // while the longest item runs.
   const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
-  most_tiles = block_max(most_tiles);
-  int last_heads = min(masked ? 2 * bounds.num_workers / max(most_tiles, 1) + 1 : 1, packing.head_tiles);
+  int most[] = {most_tiles};
+  block_max(most);
+  int last_heads = min(masked ? 2 * bounds.num_workers / max(most[0], 1) + 1 : 1, packing.head_tiles);
   const int first_of_last = num_entries - (bounds.num_workers + last_heads - 1) / last_heads;
 
-  int total_weight = 0, longest = 0, minus_shortest = -INT_MAX, last_longest = 0;
+  int total_weight = 0;
+  int longest[] = {0, -INT_MAX, 0};  // of all, of their negatives, of the last
   for (int first = 0; first < num_entries; first += kPlanThreads) {
     int e = first + threadIdx.x, weight = 0;
     if (e < num_entries) {
@@ -186,8 +220,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
         int mid = (lo + hi) / 2;
         (offsets[mid] <= e ? lo : hi) = mid;
       }
-      const int b = order[lo];
-      Sequence seq = Sequence::load(lengths, b);
+      const Sequence seq = sequence_at(lo, lengths, order, near);
       int m_tiles = (seq.seqlen_q + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
       // Under a causal mask the last queries see the most keys: first come the longest.
       int m_tile = m_tiles - 1 - (e - offsets[lo]);
@@ -196,23 +229,23 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
       int n_begin = seq.first_key(lengths, first_token) / tile.block_n;
       int n_end = (seq.end_key(lengths, last_token) + tile.block_n - 1) / tile.block_n;
       int count = max(0, n_end - n_begin);
-      entries[e] = make_int4(b, m_tile, n_begin, count);
+      entries[e] = make_int4(order[lo], m_tile, n_begin, count);
       weight = max(1, count);  // rows that see no key still have zeros to write
     }
     int total, before = block_exclusive_sum(weight, total);
-    if (e < num_entries) prefix[e] = total_weight + before;
+    if (e < num_entries) prefix[e] = words[bounds.prefix() + e] = total_weight + before;
     total_weight += total;
     if (e >= num_entries) continue;
-    longest = max(longest, weight);
-    minus_shortest = max(minus_shortest, -weight);
-    if (e >= first_of_last) last_longest = max(last_longest, weight);
+    longest[0] = max(longest[0], weight);
+    longest[1] = max(longest[1], -weight);
+    if (e >= first_of_last) longest[2] = max(longest[2], weight);
   }
 
-  Items items{
-      num_entries * packing.head_tiles,    0, block_max(longest), -block_max(minus_shortest), block_max(last_longest),
-      num_entries >= 4 * lengths.planned()};
+  block_max(longest);
+  Items items{num_entries * packing.head_tiles,    0, longest[0], -longest[1], longest[2],
+              num_entries >= 4 * lengths.planned()};
   if (threadIdx.x == 0) {
-    prefix[num_entries] = total_weight;
+    prefix[num_entries] = words[bounds.prefix() + num_entries] = total_weight;
     items.total = int64_t{total_weight} * packing.head_tiles;
     const int streamed = never_split ? 0 : streamed_items(items, bounds.num_workers, tile);
     const int heads = streamed / max(num_entries, 1), entries_left = streamed - heads * num_entries;
@@ -238,7 +271,8 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   __syncthreads();
   const Plan plan(words);
   if (plan.header->starts && threadIdx.x < bounds.num_workers) {
-    reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x] = start_of(threadIdx.x, plan, lengths);
+    reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x] =
+        start_of(threadIdx.x, plan, prefix, lengths, order, near);
   }
 }
 

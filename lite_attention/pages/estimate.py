@@ -8,7 +8,7 @@ from torch import Tensor
 KNEE = (
     1.77  # the expected largest of 16 standard Gaussians: where the second cumulant would outgrow what 16 keys can do
 )
-BEYOND = 1.566  # KNEE**2 / 2: the two branches meet
+BEYOND = KNEE**2 / 2  # the two branches meet, with one slope
 
 
 def log_mass(q: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def log_mass(q: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor) -> Tenso
 
     It is q.mean plus half the variance of the scores, the second cumulant, as if channels were independent. Where that
     variance is large a sum over Gaussian keys would be ruled by keys that a page of 16 hasn't; from KNEE on it grows
-    with the deviation alone.
+    with the deviation alone. The squares of a query, by which deviations are weighed, count as `rounded_squares`.
 
     Args:
         q: (heads_k, group, head_dim), the queries of one token.
@@ -26,11 +26,23 @@ def log_mass(q: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor) -> Tenso
     Returns:
         float64 (heads_k, group, pages). NaN where a page has no moments.
     """
-    q = q.double() * scale.double()[:, None, None]
-    linear = torch.einsum("grd,pgd->grp", q, mean.double())
-    variance = torch.einsum("grd,pgd->grp", q.square(), deviation.double().square())
+    scale = scale.double()[:, None, None]
+    linear = torch.einsum("grd,pgd->grp", q.double() * scale, mean.double())
+    variance = torch.einsum("grd,pgd->grp", rounded_squares(q) * scale.square(), deviation.double().square())
     spread = variance.sqrt()
     return linear + torch.where(spread < KNEE, variance / 2, KNEE * spread - BEYOND)
+
+
+def rounded_squares(q: Tensor) -> Tensor:
+    """float64 of q's shape: its squares, as float16 holds them where the largest of each query lies just below 2**13.
+
+    For a sketch of 4 bits that is plenty, and tensor cores take it as it is.
+    """
+    squares = q.float().square()
+    largest = squares.amax(-1, keepdim=True)
+    exponent = (13 - torch.frexp(largest).exponent).clamp(-126, 126).where(largest.isfinite(), 0)
+    power = torch.ldexp(torch.ones_like(largest), exponent)
+    return (squares * power).half().double() / power.double()
 
 
 def shares(log_masses: Tensor) -> Tensor:

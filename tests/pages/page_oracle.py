@@ -25,8 +25,15 @@ def estimate(query, sketch, scale):
     if found is None:
         return None
     linear = scale * math.fsum(x * m for x, m in zip(query, found[0], strict=True))
-    v = math.fsum((scale * x * s) ** 2 for x, s in zip(query, found[1], strict=True))
-    return linear + (v / 2 if math.sqrt(v) < 1.77 else 1.77 * math.sqrt(v) - 1.566)
+    v = scale**2 * math.fsum(x * s**2 for x, s in zip(halves(query), found[1], strict=True))
+    return linear + (v / 2 if math.sqrt(v) < 1.77 else 1.77 * math.sqrt(v) - 1.77**2 / 2)
+
+
+def halves(query):
+    """The squares of a query as float16 has them, the largest being between 2**12 and 2**13."""
+    _, exponent = math.frexp(max(x * x for x in query))
+    power = 2.0 ** (13 - exponent)
+    return [struct.unpack("<e", struct.pack("<e", x * x * power))[0] / power for x in query]
 
 
 def shares(queries, sketches, scale):

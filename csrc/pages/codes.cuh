@@ -1,0 +1,81 @@
+// The codes of sketches, from memory to the rows of matrix products.
+//
+// They become small integers in fp16, which are exact: of means the codes, of deviations 16 more than they are, which
+// is a nibble put into the mantissa of 16.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "pages/launch.h"
+#include "pages/layout.cuh"
+
+namespace lite_attention::pages {
+
+constexpr int kBias = 16;  // of deviations
+
+__device__ inline __half2 as_half2(uint32_t x) { return reinterpret_cast<const __half2&>(x); }
+__device__ inline uint32_t as_word(__half2 x) { return reinterpret_cast<const uint32_t&>(x); }
+__device__ inline uint32_t squared(uint32_t x) { return as_word(__hmul2(as_half2(x), as_half2(x))); }
+
+// Two bytes of the word. 0x6400 | n is 1024 + n in fp16.
+__device__ inline uint32_t bytes(uint32_t word, int selector) {
+  return as_word(__hsub2(as_half2(__byte_perm(word, 0x64646464u, selector)), as_half2(0x64006400u)));
+}
+// Bits 6 to 9 of both halves of the word. 0x4c00 | n << 6 is 16 + n in fp16. In one instruction: by itself the compiler
+// takes two, as only one can have both constants.
+__device__ inline uint32_t nibbles(uint32_t word) {
+  uint32_t biased;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(biased) : "r"(word), "r"(0x03c003c0u), "r"(0x4c004c00u));
+  return biased;
+}
+
+// What a thread has of a product's 16 rows, which are pages, and 16 channels: two pages 8 apart, and four channels.
+using Rows = uint32_t[4];
+
+// The codes of a thread's two pages: the means of 16 channels and the deviations of the same, of every 64.
+template <int kRounds>
+struct Codes {
+  float4 scales[2];
+  uint4 means[2][kRounds];
+  uint2 deviations[2][kRounds];
+
+  __device__ void load(const Sketches& sketches, const int (&pages)[2], int head) {
+    const int head_dim = sketches.head_dim;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint8_t* sketch = sketches.data + pages[i] * sketches.page_stride + head * sketches.head_stride;
+      scales[i] = __ldg(reinterpret_cast<const float4*>(sketch));
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) {
+        const int channel = 64 * round + 16 * (threadIdx.x % 4);
+        const bool there = channel < head_dim;
+        const uint8_t *mean = sketch + kHeader + channel, *deviation = sketch + deviations_at(head_dim) + channel / 2;
+        means[i][round] = there ? __ldg(reinterpret_cast<const uint4*>(mean)) : make_uint4(0, 0, 0, 0);
+        deviations[i][round] = there ? __ldg(reinterpret_cast<const uint2*>(deviation)) : make_uint2(0, 0);
+      }
+    }
+  }
+
+  // Channels 4 * part to 4 * part + 3 of the 16.
+  __device__ void mean_rows(int round, int part, Rows& rows) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4& all = means[i][round];
+      const uint32_t word = part == 0 ? all.x : part == 1 ? all.y : part == 2 ? all.z : all.w;
+      rows[i] = bytes(word, 0x4140);
+      rows[2 + i] = bytes(word, 0x4342);
+    }
+  }
+
+  // Of the eight channels of a word those that stand in bits 0 and 16 or 4 and 20, or 8 and 24 or 12 and 28.
+  __device__ void deviation_rows(int round, int part, Rows& rows) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t word = part < 2 ? deviations[i][round].x : deviations[i][round].y;
+      rows[i] = nibbles(part % 2 == 0 ? word << 6 : word >> 2);
+      rows[2 + i] = nibbles(part % 2 == 0 ? word << 2 : word >> 6);
+    }
+  }
+};
+
+}  // namespace lite_attention::pages

@@ -1,0 +1,110 @@
+// The queries of one sequence and KV head, as the columns of matrix products with the codes of sketches.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "pages/launch.h"
+#include "pages/scope.cuh"
+#include "pages/warp.cuh"
+
+namespace lite_attention::pages {
+
+constexpr int kGroupWarps = 4;  // that have one KV head of the same pages: a group
+constexpr int kGroupThreads = 32 * kGroupWarps;
+constexpr int kColumns = 8;  // of a product: two quads of query heads
+constexpr int kColumnQuads = kColumns / kHeads;
+// The largest of a query's numbers in fp16, and of their squares, lie just below 2 to this: far from where fp16 ends.
+constexpr int kExponent = 13;
+
+// What a query adds to its products with codes, for log-masses to base 2.
+struct Factors {
+  float offset, code;          // of the linear part: on a page's offset, and on step * (q.code)
+  float squares, square_code;  // likewise of the variance
+};
+
+template <int kRounds, int kOctets>
+struct Queries {
+  static constexpr int kChannels = 64 * kRounds, kAll = kColumns * kOctets;
+  // Four more than the channels: what lanes read at one time lies in different banks.
+  using Numbers = __half[kAll][kChannels + 4];
+
+  Numbers q;        // under a power of two, which makes a 16-bit q exact
+  Numbers squares;  // likewise, rounded; of eight channels in the order 0 4 1 5 2 6 3 7, as pairs of nibbles come
+  Factors factors[kAll];
+  int counted[kAll / kHeads];  // pages that a quad's token sees all of
+};
+
+__device__ inline float load_query(const SelectParams& params, int64_t at) {
+  return params.bfloat16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(params.q)[at])
+                         : __half2float(static_cast<const __half*>(params.q)[at]);
+}
+
+// 2^n for which the largest of x is below 2^kExponent; 1 where there is none.
+__device__ inline float power_below(float largest) {
+  if (!(largest > 0.f) || !isfinite(largest)) return 1.f;
+  return ldexpf(1.f, max(-126, min(126, kExponent - 1 - ilogbf(largest))));
+}
+
+__device__ inline void sync_group() {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + int(threadIdx.x) / kGroupThreads), "n"(kGroupThreads) : "memory");
+}
+
+// Fills `queries` with quads of heads, token by token, from `first` on; what the group or the sequence hasn't is zeros.
+// A warp has every fourth column.
+template <int kRounds, int kOctets>
+__device__ void fill(Queries<kRounds, kOctets>& queries, const SelectParams& params, const Scope& scope, int batch,
+                     int head, int first) {
+  using Filled = Queries<kRounds, kOctets>;
+  constexpr int kLaneChannels = Filled::kChannels / 32, kOwn = Filled::kAll / kGroupWarps;
+  static_assert(kGroupWarps == kHeads, "a warp has the same head of every quad");
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kGroupWarps;
+  float x[kOwn][kLaneChannels];
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    const int token = (first + own) / params.quads(), in_group = (first + own) % params.quads() * kHeads + warp;
+    const bool there = token < scope.q_len && in_group < params.group;
+    const int64_t at = (int64_t{scope.q_begin} + token) * params.q_token_stride +
+                       (int64_t{head} * params.group + in_group) * params.q_head_stride;
+#pragma unroll
+    for (int k = 0; k < kLaneChannels; ++k) {
+      const int channel = k * 32 + lane;
+      x[own][k] = there && channel < params.sketches.head_dim ? load_query(params, at + channel) : 0.f;
+    }
+  }
+  const Descale& descale = params.k_descale;
+  const float scale =
+      params.softmax_scale *
+      (descale.factors ? descale.factors[batch * descale.batch_stride + head * descale.head_stride] : 1.f);
+  sync_group();  // nobody reads the queries of before
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+    const int column = own * kHeads + warp;
+    float largest = 0.f;
+#pragma unroll
+    for (int k = 0; k < kLaneChannels; ++k) largest = fmaxf(largest, fabsf(x[own][k]));
+    largest = warp_max(largest);
+    const float power = power_below(largest), square_power = power_below(largest * largest);
+    float sum = 0.f, sum_of_squares = 0.f;
+#pragma unroll
+    for (int k = 0; k < kLaneChannels; ++k) {
+      const int channel = k * 32 + lane, place = (channel & ~7) + 2 * (channel % 4) + channel / 4 % 2;
+      const __half number = __float2half_rn(x[own][k] * power);
+      const __half square = __float2half_rn(x[own][k] * x[own][k] * square_power);
+      queries.q[column][channel] = number;
+      queries.squares[column][place] = square;
+      sum += __half2float(number);
+      sum_of_squares += __half2float(square);
+    }
+    sum = warp_sum(sum);
+    sum_of_squares = warp_sum(sum_of_squares);
+    if (lane == 0) {
+      queries.counted[own] = scope.counted((first + own) / params.quads());
+      const float code = kLog2E * scale / power, square_code = kLog2E * scale * scale / square_power;
+      queries.factors[column] = {code * sum, code, square_code * sum_of_squares, square_code};
+    }
+  }
+  sync_group();
+}
+
+}  // namespace lite_attention::pages
