@@ -3,10 +3,11 @@
 // A cluster of blocks has one sequence and KV head, each block an equal part of its pages. A page's rank is the largest
 // share of mass that any query head has in it. Pages below the cut are dropped; the cut is the highest rank for which
 // no head drops more than eps. It lies between eps / n, below which n pages have no more than eps together, and eps,
-// above which one page alone has more. Between these the ranks, as the bits of their floats, are counted into bins,
-// each head's shares summed per bin in fixed point, so that neither the order of summation nor the number of blocks
-// matters. The bin in which the budget ends has few pages as a rule, which the first block compares with each other;
-// where it has more it is the next range to be counted. So there is no sort, and pages of equal rank go together.
+// above which one page alone has more, and among the ranks that there are. Between these the ranks, as the bits of
+// their floats, are counted into bins, each head's shares summed per bin in fixed point, so that neither the order of
+// summation nor the number of blocks matters. The bin in which the budget ends has few pages as a rule, which the first
+// block compares with each other; where it has more it is the next range to be counted. So there is no sort, and pages
+// of equal rank go together.
 //
 // Each step is over a few pages a thread, and what runs so seldom comes from L2 instruction by instruction: loops are
 // not unrolled but where loads are to be under way together.
@@ -108,12 +109,13 @@ class Cut {
     if (!token.sees_any()) return;
     uint32_t cut = 0;
     if (token.counted > 0) {
+      if (threadIdx.x == 0) search_.least = ~0u, search_.most = 0;
       // Fixed-point units by which all that may be dropped has 31 bits: pages of at most eps each.
       const float per_unit = 2147483648.f / fminf(1.f, float(token.counted) * params_.eps);
       const int64_t quad = (list_ * params_.max_seqlen_q + index) * quads_;
       fetch(params_.scores + quad * params_.max_blocks + first_, token.counted);
       add_masses(params_.tiles + quad * params_.tiles_of_list() * kHeads, token.counted);
-      make_shares(token.counted);
+      make_shares(token);
       cut = find_cut(token, uint32_t(params_.eps * per_unit), per_unit);
       if (rank_ == 0) {
         for_threads(params_.group,
@@ -174,9 +176,10 @@ class Cut {
 
   // Log-masses become shares of the mass of all pages; from these come the ranks: all ones where some head's mass isn't
   // finite. A quad is four heads side by side.
-  __device__ void make_shares(int counted) {
+  __device__ void make_shares(const Token& token) {
     __pipeline_wait_prior(0);
-    for_threads(min(end_, counted) - first_, [&](int page) {
+    uint32_t least_rank = ~0u, most_rank = 0;
+    for_threads(min(end_, token.counted) - first_, [&](int page) {
       float most = 0.f, least = 0.f;
 #pragma unroll 1
       for (int quad = 0; quad < quads_; ++quad) {
@@ -192,19 +195,37 @@ class Cut {
         });
         here = x;
       }
-      ranks_[page] = least < 0.f ? ~0u : __float_as_uint(most);
+      const uint32_t rank = least < 0.f ? ~0u : __float_as_uint(most);
+      ranks_[page] = rank;
+      if (token.always(first_ + page) || rank == ~0u) return;
+      least_rank = min(least_rank, rank);
+      most_rank = max(most_rank, rank);
     });
+    least_rank = __reduce_min_sync(~0u, least_rank);
+    most_rank = __reduce_max_sync(~0u, most_rank);
+    if (lane_ == 0) {
+      atomicMin(&search_.least, least_rank);
+      atomicMax(&search_.most, most_rank);
+    }
   }
 
   // The rank, as bits, from which on pages are listed; in the first block `base` is what each head drops.
   __device__ uint32_t find_cut(const Token& token, uint32_t budget, float per_unit) {
     const int group = params_.group;
     Search& search = first_block(search_);
+    sync_blocks();
     if (rank_ == 0) {
       for_threads(group, [&](int i) { shared_.base[i] = 0; });
       if (threadIdx.x == 0) {
+        uint32_t least = ~0u, most = 0;
+        for (int block = 0; block < blocks_; ++block) {
+          const Search& of_block = *cluster_.map_shared_rank(&search_, block);
+          least = min(least, of_block.least);
+          most = max(most, of_block.most);
+        }
         search_.first_bin = 1;
-        open_range(__float_as_uint(params_.eps / float(token.counted)), __float_as_uint(params_.eps) + 1);
+        const uint32_t high = min(__float_as_uint(params_.eps), most) + 1;
+        open_range(min(max(__float_as_uint(params_.eps / float(token.counted)), least), high - 1), high);
       }
     }
 #pragma unroll 1

@@ -59,7 +59,8 @@ __host__ __device__ inline int words_of_block(int words, int cluster) { return (
 
 // Where the search stands. The first block of a cluster decides, and the others look it up.
 struct Search {
-  uint32_t low, high;  // the present range of ranks
+  uint32_t least, most;  // of the block's ranks that may be dropped
+  uint32_t low, high;    // the present range of ranks
   uint32_t cut;
   int shift;      // of the range's bins
   int first_bin;  // 1 where there is a bin more, for all that is below the range
