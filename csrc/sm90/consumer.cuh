@@ -226,36 +226,16 @@ class Consumer {
       to_operand(scores, probs);
     };
 
-    bool pending = false;  // the last PV of the item before is still to be issued
-    bool whole = false;    // and that item has one part
-    while (true) {
-      Item<Traits> item(params_, ring_work_.get(), thread_rows_, lists_, warpgroup_);
-      const bool computed = !item.end() && item.computed();
-      const bool joined = kJoins && pending && whole && computed && !item.blind();
-      if (pending && !joined) {
-        issue_pv();
-        finish_rows();
-        gemm_wait<0>(output);
-        store(true_type{});
-      }
-      pending = computed;
-      if (!computed) {
-        if (item.end()) break;
-        pass_by(item);
-        continue;
-      }
-      if (joined) {
-        begin(item, bool_constant<kJoins>{});
-      } else {
-        for (; item.blind(); item.go_on()) pass_by_tile();
-        begin(item, false_type{});
-      }
+    auto next_item = [&]() __attribute__((always_inline)) {
+      return Item<Traits>(params_, ring_work_.get(), thread_rows_, lists_, warpgroup_);
+    };
+    // The tiles after the first, from the last to the first: the diagonal and the keys' end, the tiles that all rows
+    // see, the left edge of a window.
+    auto go_through = [&](Item<Traits>& item) __attribute__((always_inline)) {
       if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {
         smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
         zero_rows<Traits>(v_stage(), end, kBlockN);
       }
-      // From the last tile to the first: the diagonal and the keys' end, the tiles that all rows see, the left edge of
-      // a window.
       const int n_begin = item.work.n_begin;
       for (item.go_on(); item.n >= max(n_begin, item.mask.clean_end); item.go_on()) step(item, true_type{});
       for (; item.n >= max(n_begin, item.mask.clean_begin); item.go_on()) step(item, false_type{});
@@ -266,7 +246,28 @@ class Consumer {
         smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
         zero_rows<Traits>(v_stage(), 0, begin);
       }
-      whole = Traits::kSkip || item.work.parts == 1;
+    };
+
+    // What is pending, the last PV of an item, is where the control flow is, and not in a variable: for ptxas the
+    // accumulators would be needed throughout the sums of parts, where there is use for their registers.
+    Item<Traits> item = next_item();
+    while (true) {
+      for (; !item.end() && !item.computed(); item = next_item()) pass_by(item);
+      if (item.end()) break;
+      for (; item.blind(); item.go_on()) pass_by_tile();
+      begin(item, false_type{});
+      while (true) {
+        go_through(item);
+        const bool whole = Traits::kSkip || item.work.parts == 1;
+        item = next_item();
+        const bool joined = kJoins && whole && !item.end() && item.computed() && !item.blind();
+        if (!joined) break;
+        begin(item, bool_constant<kJoins>{});
+      }
+      issue_pv();
+      finish_rows();
+      gemm_wait<0>(output);
+      store(true_type{});
     }
   }
 

@@ -153,15 +153,17 @@ class Epilogue {
     return last;
   }
 
-  // Every warpgroup adds up its own rows. A warp has eight loads under way, of one row, or of two or four where those
-  // have few parts; a lane has four columns of every 128, and the weight of one part. Little code counts as much: it
-  // runs once, and none of it is in the instruction cache then.
+  // Every warpgroup adds up its own rows. A warp has eight loads under way, of one row, or of several where those have
+  // few parts; a lane has four columns of every 128, and the weight of one part. Little code counts as much: it runs
+  // once, and none of it is in the instruction cache then. And few registers: what they leave no room for is in memory
+  // during all of the kernel, its steps included.
   __device__ void combine() const {
-    constexpr int kVectors = (Traits::kHeadDim + 127) / 128, kAtOnce = 8, kSums = 4;
+    constexpr int kVectors = (Traits::kHeadDim + 127) / 128;
+    constexpr int kAtOnce = 8 / kVectors, kLogSums = kVectors == 1 ? 2 : 1, kSums = 1 << kLogSums;
     // The same for all lanes, as ptxas must see: loops that end for each lane on its own make ring stages and
     // descriptors of the whole kernel leave uniform registers.
     const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x % 128 / 32, 0);
-    const int log_rows = work_.parts <= 2 ? 2 : work_.parts <= 4 ? 1 : 0;
+    const int log_rows = work_.parts <= 2 ? kLogSums : work_.parts <= 4 ? kLogSums - 1 : 0;
     const int parts_at_once = kAtOnce >> log_rows, lanes = 32 >> log_rows;  // of a row
     const int rows_apart = 4;                                               // of a warp
 #pragma unroll 1
@@ -216,11 +218,12 @@ class Epilogue {
         }
       }
       const float my_lse = sum == 0.f ? -INFINITY : high + logf(sum), my_share = sum == 0.f ? 1.f : 1.f / sum;
-      if (log_rows < 2) {
-        add(acc[0], acc[1]);
-        add(acc[2], acc[3]);
+#pragma unroll
+      for (int apart = 1; apart < kSums; apart *= 2) {
+        if (apart << log_rows >= kSums) break;
+#pragma unroll
+        for (int k = 0; k < kSums; k += 2 * apart) add(acc[k], acc[k + apart]);
       }
-      if (log_rows < 1) add(acc[0], acc[2]);
 #pragma unroll 1
       for (int i = 0; i < 1 << log_rows; ++i) {
         const int row = row0 + i * rows_apart, token = row / params_.packing.pack;
@@ -229,10 +232,14 @@ class Epilogue {
         float lse = __shfl_sync(~0u, my_lse, i * lanes);
         const float factor = __shfl_sync(~0u, my_share, i * lanes) * join_sink(lse, head);
         cutlass::NumericArrayConverter<Element, float, 4> convert;
-        const int of_row = i << (2 - log_rows);
+        const int of_row = i << (kLogSums - log_rows);
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          const float4 a = of_row == 0 ? acc[0][v] : of_row == 1 ? acc[1][v] : of_row == 2 ? acc[2][v] : acc[3][v];
+          float4 a = acc[0][v];
+#pragma unroll
+          for (int k = 1; k < kSums; ++k) {
+            if (of_row == k) a = acc[k][v];
+          }
           const int column = v * 128 + lane * 4;
           if (column >= params_.head_dim) continue;
           auto result = convert(cutlass::Array<float, 4>{a.x * factor, a.y * factor, a.z * factor, a.w * factor});

@@ -13,7 +13,7 @@ namespace lite_attention::sm90 {
 // What a warpgroup's rows see. A thread of the accumulator holds two of them, and in each the columns
 // 8 * v + 2 * (lane % 4) + {0, 1}.
 struct Mask {
-  const Lengths& lengths;
+  const Lengths* lengths;
   int seqlen_k;
   int position;                // the key on whose diagonal the warpgroup's first token is
   int clean_begin, clean_end;  // tiles [clean_begin, clean_end) are visible to every row of the warpgroup
@@ -21,7 +21,7 @@ struct Mask {
   int first_valid;             // keys outside of [first_valid, seqlen_k) may be memory that nobody wrote
 
   __device__ Mask(const Lengths& lengths, const Sequence& seq, const Rows& rows, int block_n)
-      : lengths(lengths), seqlen_k(seq.seqlen_k), position(seq.position(rows.first_token)) {
+      : lengths(&lengths), seqlen_k(seq.seqlen_k), position(seq.position(rows.first_token)) {
     clean_begin = (seq.first_key(lengths, rows.last_token) + block_n - 1) / block_n;
     clean_end = seq.end_key(lengths, rows.first_token) / block_n;
     tiles_end = (seq.end_key(lengths, rows.last_token) + block_n - 1) / block_n;
@@ -37,7 +37,7 @@ struct Mask {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int diagonal = position + rows.token(i);
-      const int first_key = first_seen(lengths, diagonal), end_key = end_seen(lengths, diagonal, seqlen_k);
+      const int first_key = first_seen(*lengths, diagonal), end_key = end_seen(*lengths, diagonal, seqlen_k);
       // One bit a score, 16 groups of 8 columns to a word: a test of a bit is cheaper than two comparisons.
 #pragma unroll
       for (int group = 0; group < kBlockN / 8; group += 16) {
