@@ -16,14 +16,14 @@ class Bug(NamedTuple):
 
 BUGS = [
     # The mask: one key too many or too few, in a tile on the diagonal, in the choice of such tiles, at a window's edge.
-    Bug("mask-end-late", "sm90/mask.cuh", "end_key = end_seen(lengths, diagonal, seqlen_k);",
-        "end_key = end_seen(lengths, diagonal, seqlen_k) + 1;"),
-    Bug("mask-end-early", "sm90/mask.cuh", "end_key = end_seen(lengths, diagonal, seqlen_k);",
-        "end_key = end_seen(lengths, diagonal, seqlen_k) - 1;"),
+    Bug("mask-end-late", "sm90/mask.cuh", "end_key = end_seen(*lengths, diagonal, seqlen_k);",
+        "end_key = end_seen(*lengths, diagonal, seqlen_k) + 1;"),
+    Bug("mask-end-early", "sm90/mask.cuh", "end_key = end_seen(*lengths, diagonal, seqlen_k);",
+        "end_key = end_seen(*lengths, diagonal, seqlen_k) - 1;"),
     Bug("mask-tile-taken-for-clean", "sm90/mask.cuh", "clean_end = seq.end_key(lengths, rows.first_token) / block_n;",
         "clean_end = seq.end_key(lengths, rows.first_token) / block_n + 1;"),
-    Bug("mask-window-late", "sm90/mask.cuh", "first_key = first_seen(lengths, diagonal),",
-        "first_key = first_seen(lengths, diagonal) + 1,"),
+    Bug("mask-window-late", "sm90/mask.cuh", "first_key = first_seen(*lengths, diagonal),",
+        "first_key = first_seen(*lengths, diagonal) + 1,"),
     Bug("unused-rows-of-v-left", "sm90/consumer.cuh",
         "if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {",
         "if (false) {\n        int end = 0;"),
@@ -46,8 +46,8 @@ BUGS = [
     Bug("output-not-rescaled", "sm90/consumer.cuh", "      if (moved) scale_output(rescale);\n", ""),
     Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs",
         "        // while QK runs"),
-    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "      whole = Traits::kSkip || item.work.parts == 1;\n",
-        "      whole = true;\n"),
+    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "const bool whole = Traits::kSkip || item.work.parts == 1;",
+        "const bool whole = true;"),
     # A kernel that begins before the one before it has ended.
     Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
     Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  if (params.scores) wait_for_kernels_before();\n", "",

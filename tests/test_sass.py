@@ -1,0 +1,64 @@
+"""What ptxas made of the kernels: the steps of attention keep nothing in local memory.
+
+A change anywhere in a kernel can cost registers everywhere, and no result shows it. Needs a build here, and the
+cuobjdump that Triton brings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+OBJECTS = sorted((Path(__file__).parents[1] / "build/kernels/csrc/sm90/instances").glob("*.o"))
+FEW = 2  # loads of what stays the same, which nobody waits for
+
+
+def _cuobjdump() -> str | None:
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = importlib.util.find_spec("triton")
+    path = Path(spec.submodule_search_locations[0]) / "backends/nvidia/bin/cuobjdump" if spec else None
+    return str(path) if path and path.exists() else None
+
+
+def _kernels(path: Path) -> dict[str, list[tuple[int, str]]]:
+    """Address and text of the instructions of each kernel."""
+    text = subprocess.run([_cuobjdump(), "-sass", path], capture_output=True, text=True, check=True).stdout
+    kernels: dict[str, list[tuple[int, str]]] = {}
+    for line in text.splitlines():
+        if name := re.search(r"Function : (\S+)", line):
+            instructions = kernels.setdefault(name[1], [])
+        elif found := re.match(r"\s+/\*([0-9a-f]{4,5})\*/\s+(.*?);", line):
+            instructions.append((int(found[1], 16), found[2]))
+    return kernels
+
+
+def _shortest_step(instructions: list[tuple[int, str]]) -> list[str]:
+    """The smallest loop around matrix products: a tile without a mask."""
+    loops = []
+    for address, text in instructions:
+        target = re.search(r"\bBRA\b\S*\s+(?:\S+,\s*)?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            body = [each for at, each in instructions if int(target[1], 16) <= at <= address]
+            if any("HGMMA" in each for each in body):
+                loops.append(body)
+    return min(loops, key=len)
+
+
+def _spilled(instructions: list[str]) -> int:
+    return sum(bool(re.search(r"\b(LDL|STL)\b", each)) for each in instructions)
+
+
+@pytest.mark.skipif(not OBJECTS, reason="the kernels are not built here")
+@pytest.mark.skipif(_cuobjdump() is None, reason="there is no cuobjdump")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name.removesuffix(".cu.o"))
+def test_steps_keep_nothing_in_local_memory(path):
+    kernels = {name: each for name, each in _kernels(path).items() if "fwd_kernel" in name}
+    assert kernels
+    spilled = {name: _spilled(_shortest_step(each)) for name, each in kernels.items()}
+    assert {name: count for name, count in spilled.items() if count > FEW} == {}
