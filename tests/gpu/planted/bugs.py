@@ -46,8 +46,8 @@ BUGS = [
     Bug("output-not-rescaled", "sm90/consumer.cuh", "      if (moved) scale_output(rescale);\n", ""),
     Bug("item-before-left-unfinished", "sm90/consumer.cuh", "        finish_rows();  // while QK runs",
         "        // while QK runs"),
-    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh", "const bool whole = Traits::kSkip || item.work.parts == 1;",
-        "const bool whole = true;"),
+    Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh",
+        "const bool whole = Traits::kSkip || item.work.parts == 1;", "const bool whole = true;"),
     # A kernel that begins before the one before it has ended.
     Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  wait_for_kernels_before();\n", ""),
     Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  if (params.scores) wait_for_kernels_before();\n", "",
