@@ -18,7 +18,7 @@ constexpr int kColumnQuads = kColumns / kHeads;
 constexpr int kExponent = 13;
 
 // What a query adds to its products with codes, for log-masses to base 2.
-struct Factors {
+struct alignas(16) Factors {
   float offset, code;          // of the linear part: on a page's offset, and on step * (q.code)
   float squares, square_code;  // likewise of the variance
 };

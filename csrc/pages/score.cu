@@ -85,7 +85,7 @@ __device__ float log2_mass(const Factors& query, const PageScales& page, float c
 // The tiles of 16 pages of all sequences, one after the other.
 class Tiles {
  public:
-  // For `counts` there is room for one more than sequences.
+  // `before` has room for one more than sequences.
   __device__ Tiles(const SelectParams& params, int* before) : before_(before) {
     __shared__ int of_warps[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -102,9 +102,8 @@ class Tiles {
       if (lane == 31) of_warps[warp] = inclusive;
       __syncthreads();
       const int of_warp = lane < warps ? of_warps[lane] : 0;
-      if (batch < params.batch) {
-        before_[batch] = sum + __reduce_add_sync(~0u, lane < warp ? of_warp : 0) + inclusive - tiles;
-      }
+      const int of_warps_before = __reduce_add_sync(~0u, lane < warp ? of_warp : 0);
+      if (batch < params.batch) before_[batch] = sum + of_warps_before + inclusive - tiles;
       sum += __reduce_add_sync(~0u, of_warp);
       __syncthreads();
     }
