@@ -117,11 +117,11 @@ class Epilogue {
 
   // A worker has at most two parts: the end of an item that another one began, and the beginning of one that another
   // will end.
-  __device__ int64_t slot(int worker) const { return 2 * worker + (worker == work_.first_worker); }
+  __device__ int64_t slot(int part) const { return 2 * (work_.first_run + part) + (part == 0); }
 
   template <class Output>
   __device__ void store_part(const Output& output, const float (&lse)[2]) const {
-    int64_t first_row = slot(Cluster<Traits::kCluster>::worker()) * kPartRows + part_row_;
+    int64_t first_row = slot(work_.part) * kPartRows + part_row_;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int row = thread_rows_.row(i);
@@ -141,7 +141,7 @@ class Epilogue {
     cutlass::arch::NamedBarrier::sync(Traits::kConsumerThreads, kConsumers);
     if (threadIdx.x == 128) {
       int* arrivals =
-          Plan(params_.plan).arrivals + work_.first_worker * Traits::kCluster + Cluster<Traits::kCluster>::rank();
+          Plan(params_.plan).arrivals + work_.first_run * Traits::kCluster + Cluster<Traits::kCluster>::rank();
       bool last = atomicAdd(arrivals, 1) == work_.parts - 1;
       if (last) *arrivals = 0;  // for the next launch under the same plan
       __threadfence();
@@ -258,9 +258,7 @@ class Epilogue {
     }
   }
 
-  __device__ int64_t part_at(int part, int row) const {
-    return slot(work_.first_worker + part) * kPartRows + part_row_ + row;
-  }
+  __device__ int64_t part_at(int part, int row) const { return slot(part) * kPartRows + part_row_ + row; }
   __device__ const float* part_lse(int part, int row) const { return params_.partial_lse + part_at(part, row); }
   __device__ const float* part_out(int part, int row) const {
     return params_.partial_out + part_at(part, row) * Traits::kHeadDim;

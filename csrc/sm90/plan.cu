@@ -133,40 +133,50 @@ __device__ Sequence sequence_at(int place, const Lengths& lengths, const int* or
   return Near::holds_sequences(lengths) ? near.sequences[place] : Sequence::load(lengths, order[place]);
 }
 
-// A worker's first items, by the one group of heads that tiles of few rows have: Scheduler::next_run. Where such items
-// are streamed, sequences are in their own order.
+// A worker's first items, as Scheduler::next_run finds them. Where such items are streamed, sequences are in their own
+// order.
 __device__ Start start_of(int worker, const Plan& plan, const int* prefix, const Lengths& lengths, const int* order,
                           const Near& near) {
   const PlanHeader& header = *plan.header;
-  const int heads = header.run_heads, run = int(header.run), streamed = int(header.streamed);
-  int position = min(streamed, worker * run);
+  const Columns columns(header.columns, header.num_workers);
+  Start start{};
+  if (!columns.has(worker)) return start;
+  const int column = columns.column(worker), own_run = columns.run(worker);
+  const int run = int(header.run), streamed = int(header.streamed), head_weight = prefix[header.num_entries];
+  int position = min(streamed, own_run * run);
   const int end = min(streamed, position + run);
+  int place = position / max(head_weight, 1), head_begin = place * head_weight;
   int entry = 0, above = header.num_entries;  // the last one that begins at or before the position
   while (above - entry > 1) {
     const int middle = (entry + above) / 2;
-    (prefix[middle] <= position / heads ? entry : above) = middle;
+    (prefix[middle] <= position - head_begin ? entry : above) = middle;
   }
-  Start start{};
 #pragma unroll
   for (Work& work : start.items) {
     if (position >= end) continue;
-    const int begin = prefix[entry], weight = prefix[entry + 1] - begin;
+    const int begin = prefix[entry], weight = prefix[entry + 1] - begin, first = position - head_begin - begin;
     const int4 tiles = plan.entries[entry];
-    const int inside = position - begin * heads, head = inside / weight, first = inside - head * weight;
     const int count = min(weight - first, end - position), item = position - first;
     work.batch = tiles.x;
     work.m_tile = tiles.y;
-    work.head_tile = head;
+    work.head_tile = columns.head_tile(place, column);
     work.n_begin = tiles.z + first;
     work.n_end = work.n_begin + min(count, tiles.w);
-    work.first_worker = item / run;
-    work.parts = (item + weight - 1) / run - work.first_worker + 1;
+    work.first_run = columns.first_run(column) + item / run;
+    work.part = own_run - item / run;
+    work.parts = (item + weight - 1) / run - item / run + 1;
     work.seq = sequence_at(work.batch, lengths, order, near);
     if (!lengths.cu_seqlens_q) work.seq.q_begin = work.batch * lengths.seqlen_q;
     position += count;
-    if (first + count == weight && head + 1 == heads) ++entry;
+    if (first + count == weight && ++entry == header.num_entries) {
+      entry = 0;
+      head_begin = position;
+      ++place;
+    }
   }
   start.entry = entry;
+  start.place = place;
+  start.head_begin = head_begin;
   return start;
 }
 
@@ -250,8 +260,13 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     const int streamed = never_split ? 0 : streamed_items(items, bounds.num_workers, tile);
     const int heads = streamed / max(num_entries, 1), entries_left = streamed - heads * num_entries;
     PlanHeader& header = *reinterpret_cast<PlanHeader*>(words);
-    header.streamed = int64_t{heads} * total_weight + prefix[entries_left];
-    header.run = (header.streamed + bounds.num_workers - 1) / bounds.num_workers;
+    // Tiles of few rows are bound by memory, where the heads of a token are neighbours. Of others one head's parts find
+    // its keys in L2.
+    const bool few_rows = tile.block_m == kRowsPerWarpgroup;
+    header.columns = few_rows ? Columns::of(packing.head_tiles) : 1;
+    header.streamed = (int64_t{heads} * total_weight + prefix[entries_left]) / header.columns;
+    const int runs = Columns(header.columns, bounds.num_workers).runs;
+    header.run = (header.streamed + runs - 1) / runs;
     header.num_entries = num_entries;
     header.num_items = items.count;
     header.first_whole = streamed;
@@ -261,12 +276,10 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.num_workers = bounds.num_workers;
     header.entries = bounds.entries();
     header.prefix = bounds.prefix();
-    // One head's parts find its keys in L2. Where items have few rows it is memory that counts: there the heads of a
-    // page are neighbours.
-    header.run_heads = tile.block_m == kRowsPerWarpgroup ? packing.head_tiles : 1;
-    header.last_heads = max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
+    header.last_heads =
+        few_rows ? packing.head_tiles : max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
     header.taken = header.finished = 0;
-    header.starts = tile.block_m == kRowsPerWarpgroup && streamed == items.count && header.streamed <= INT_MAX / 2;
+    header.starts = few_rows && streamed == items.count && header.streamed <= INT_MAX / 2;
   }
   __syncthreads();
   const Plan plan(words);

@@ -17,25 +17,50 @@ namespace lite_attention::sm90 {
 // consecutive workers ("stream-K", arXiv 2301.03598), and the part that arrives last adds them up. The others are taken
 // whole: a worker that is done takes the next one.
 struct PlanHeader {
-  int64_t streamed;  // weight of the items that are streamed
+  int64_t streamed;  // weight of the items that are streamed, in each column
   int64_t run;       // what one worker takes of it
   int num_entries;
   int num_items, first_whole;
   int block_m, block_n, pack, num_workers;  // whom it was made for
   int entries, prefix;                      // where these arrays begin, in words from the header
-  // Head tiles that are worked on side by side: all or one where they are streamed, and the last ones of those whose
-  // items are taken whole.
-  int run_heads, last_heads;
-  int starts;  // whether workers have a Start
+  int columns;                              // of the streamed items
+  int last_heads;  // that are worked on side by side, the last ones of those whose items are taken whole
+  int starts;      // whether workers have a Start
   // Items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
+};
+
+// How streamed items are dealt: head tiles in columns, neighbours in neighbouring ones, and to each worker a run of one
+// column. So workers beside each other walk the keys of neighbouring heads at one time, which are neighbours in memory
+// where a token has all its heads side by side.
+struct Columns {
+  int columns, runs;  // runs of a column, each for one worker; some workers may have none
+
+  __device__ Columns(int columns, int num_workers) : columns(columns), runs(num_workers / columns) {}
+
+  // For so many head tiles: as many as leave few workers without a run, and read long rows.
+  __device__ static int of(int head_tiles) {
+    for (int columns : {4, 6, 5, 3, 7, 2}) {
+      if (head_tiles % columns == 0) return columns;
+    }
+    return 1;
+  }
+
+  __device__ int column(int worker) const { return worker % columns; }
+  __device__ int run(int worker) const { return worker / columns; }
+  __device__ bool has(int worker) const { return run(worker) < runs; }
+  // Runs of all columns, by which parts and their sums are kept.
+  __device__ int first_run(int column) const { return column * runs; }
+  // The head tile that is `place`th in a column.
+  __device__ int head_tile(int place, int column) const { return place * columns + column; }
 };
 
 struct Work {
   int batch, m_tile, head_tile;
   int n_begin, n_end;  // KV tiles of this part; none where the rows see no key
-  int parts;           // workers that share this item; 1 is unsplit, 0 is the end of all work
-  int first_worker;    // the one that has the item's first tiles
+  int parts;           // that this item has; 1 is unsplit, 0 is the end of all work
+  int part;            // which of them this is, from the item's first tiles on
+  int first_run;       // what has the first one
   Sequence seq;        // read once here, so that nobody else waits for device memory
 };
 
@@ -44,13 +69,13 @@ struct Work {
 struct alignas(16) Start {
   static constexpr int kItems = 2;
   Work items[kItems];
-  int entry;  // of what comes then
+  int entry, place, head_begin;  // of what comes then
 };
 
 // The arrays of a plan. After the header come the arrival counters, one a block of each worker, zero between launches.
 struct Plan {
   PlanHeader* header;
-  int* arrivals;  // (blocks) parts of a split item that are done, counted at the worker where the item begins
+  int* arrivals;  // (blocks) parts of a split item that are done, counted at the run where the item begins
   int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles
   int* prefix;    // (num_entries + 1) exclusive sums of the entries' weights
 

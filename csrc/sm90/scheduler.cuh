@@ -80,7 +80,6 @@ class Scheduler {
     work.n_begin = entry.z;
     work.n_end = entry.z + entry.w;
     work.parts = 1;
-    work.first_worker = worker_;
   }
 
   // Every worker begins with the item of its own number.
@@ -105,43 +104,47 @@ class Scheduler {
 
   __device__ void begin_run(const Plan& plan) {
     const PlanHeader& header = *plan.header;
-    position_ = min(header.streamed, worker_ * header.run);
+    const Columns columns(header.columns, header.num_workers);
+    if (!columns.has(worker_)) return;
+    position_ = min(header.streamed, columns.run(worker_) * header.run);
     end_ = min(header.streamed, position_ + header.run);
     if (position_ >= end_) return;
     if (kStarts && header.starts) {
       given_ = 0;
       entry_ = start_.entry;
+      place_ = start_.place;
+      head_begin_ = start_.head_begin;
       return;
     }
-    const int64_t group_weight = int64_t{plan.prefix[header.num_entries]} * header.run_heads;
-    const int group = int(position_ / group_weight);
-    group_begin_ = group * group_weight;
-    group_head_ = group * header.run_heads;
-    entry_ = find_entry(plan, int((position_ - group_begin_) / header.run_heads));
+    const int64_t head_weight = plan.prefix[header.num_entries];
+    place_ = int(position_ / head_weight);
+    head_begin_ = place_ * head_weight;
+    entry_ = find_entry(plan, int(position_ - head_begin_));
   }
 
-  // Heads of a group are innermost.
   __device__ void next_run(const Plan& plan, Work& work) {
-    const int64_t run = plan.header->run;
-    const int heads = plan.header->run_heads;
-    int begin = plan.prefix[entry_], weight = plan.prefix[entry_ + 1] - begin;
-    int4 entry = plan.entries[entry_];
-    int64_t inside = position_ - group_begin_ - int64_t{begin} * heads;
-    int head = int(inside / weight), first = int(inside - int64_t{head} * weight);
-    int count = int(min(int64_t{weight - first}, end_ - position_));
-    int64_t item_begin = position_ - first, item_last = item_begin + weight - 1;
+    const PlanHeader& header = *plan.header;
+    const Columns columns(header.columns, header.num_workers);
+    const int column = columns.column(worker_);
+    const int begin = plan.prefix[entry_], weight = plan.prefix[entry_ + 1] - begin;
+    const int4 entry = plan.entries[entry_];
+    const int first = int(position_ - head_begin_) - begin;
+    const int count = int(min(int64_t{weight - first}, end_ - position_));
+    const int64_t item_begin = position_ - first;
+    const int first_run = int(item_begin / header.run);
     work.batch = entry.x;
     work.m_tile = entry.y;
-    work.head_tile = group_head_ + head;
+    work.head_tile = columns.head_tile(place_, column);
     work.n_begin = entry.z + first;
     work.n_end = work.n_begin + min(count, entry.w);
-    work.first_worker = int(item_begin / run);
-    work.parts = int(item_last / run) - work.first_worker + 1;
+    work.first_run = columns.first_run(column) + first_run;
+    work.part = columns.run(worker_) - first_run;
+    work.parts = int((item_begin + weight - 1) / header.run) - first_run + 1;
     position_ += count;
-    if (first + count == weight && head + 1 == heads && ++entry_ == plan.header->num_entries) {
+    if (first + count == weight && ++entry_ == header.num_entries) {
       entry_ = 0;
-      group_begin_ = position_;
-      group_head_ += heads;
+      head_begin_ = position_;
+      ++place_;
     }
   }
 
@@ -161,8 +164,8 @@ class Scheduler {
   const FwdParams& params_;
   const int worker_;
   int64_t position_ = 0, end_ = 0;
-  int64_t group_begin_ = 0;  // of the heads that are streamed side by side
-  int group_head_ = 0, entry_ = 0;
+  int64_t head_begin_ = 0;  // where the head begins that is streamed now, the `place_`th of its column
+  int place_ = 0, entry_ = 0;
   Start start_;
   int given_ = Start::kItems;  // of its items
   const bool ahead_;
