@@ -57,6 +57,13 @@ __device__ void zero_rows(typename Traits::Value* v_stage, int begin, int end) {
   cutlass::arch::NamedBarrier::sync(128, kWarpgroup + threadIdx.x / 128 - 1);
 }
 
+// A condition that ptxas must know where this stands, and not where it is needed.
+__device__ inline bool pinned(bool condition) {
+  int value = condition;
+  asm volatile("" : "+r"(value));
+  return value != 0;
+}
+
 // A work item as one warpgroup sees it.
 template <class Traits>
 struct Item {
@@ -67,7 +74,8 @@ struct Item {
   ScoreModifier<Traits::kScoreMod> modifier;
   typename ListReader<Traits>::Walk walk;
   Ballot<Traits> ballot;
-  int n;  // the KV tile at hand
+  int n;     // the KV tile at hand
+  int next;  // the one after it, less than the first one where there is none: known after look_ahead()
 
   __device__ Item(const FwdParams& params, const Work& work, const ThreadRows& thread_rows,
                   const ListReader<Traits>& lists, int warpgroup)
@@ -86,6 +94,11 @@ struct Item {
   __device__ bool no_keys() const { return work.n_begin >= work.n_end; }
   __device__ bool computed() const { return !no_keys() && rows.used > 0; }
   __device__ bool last_tile() const { return n <= work.n_begin; }
+  // Whether the tile at hand is the last one.
+  __device__ bool look_ahead() {
+    next = walk.below(n);
+    return last_tile();
+  }
   // The item's tiles are those that any row of the cluster sees; these rows may not see the last ones.
   __device__ bool blind() const { return n >= mask.tiles_end && !last_tile(); }
   __device__ void go_on() { n = walk.below(n); }
@@ -108,6 +121,7 @@ class Consumer {
   static constexpr int kBlockN = Traits::kBlockN;
   // One warpgroup has few whole items, and starts sooner with less code.
   static constexpr bool kJoins = Traits::kConsumerWarpgroups > 1;
+  enum Border { kJoined = 1, kUnsaved = 2 };
 
  public:
   __device__ Consumer(const FwdParams& params, typename Traits::SharedStorage& smem)
@@ -133,10 +147,11 @@ class Consumer {
     Tensor probs = make_operand<Value>(scores);
     Softmax softmax(0.f);
     float value_scale = 1.f;  // of the item that the output belongs to
-    float rescale[2], normalise[2], lse[2];
+    float rescale[2];
 
     auto issue_qk = [&]() __attribute__((always_inline)) {
-      gemm_async<GMMA::ScaleOut::Zero>(mma_qk, rQ, rK(_, _, _, ring_k_.stage), scores);
+      Tensor q = make_tensor(rQ.data() + (ring_k_.stage >> 8), rQ.layout());
+      gemm_async<GMMA::ScaleOut::Zero>(mma_qk, q, rK(_, _, _, ring_k_.stage), scores);
     };
     auto issue_pv = [&]() __attribute__((always_inline)) {
       smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
@@ -146,18 +161,27 @@ class Consumer {
 #pragma unroll
       for (int i = 0; i < size(output); ++i) output(i) *= factor[i / 2 % 2];
     };
+    // What is known of an item's rows when its last probabilities are. Kept in shared memory, not in registers during
+    // the next item's first tile.
     auto finish_rows = [&]() __attribute__((always_inline)) {
+      float normalise[2], lse[2];
       softmax.finish(normalise, lse);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) normalise[i] *= value_scale;
+      for (int i = 0; i < 2; ++i) {
+        if (lane_ % 4 == 0) finished(i) = make_float2(normalise[i] * value_scale, lse[i]);
+      }
+      __syncwarp();
     };
-    // When the last PV of the item before is done.
+    auto normalise = [&]() __attribute__((always_inline)) {
+      const float factor[2] = {finished(0).x, finished(1).x};
+      scale_output(factor);
+    };
+    // The oldest item's output, when its last PV is done.
     auto store = [&](auto may_be_part) __attribute__((always_inline)) {
-      release_v();
-      scale_output(normalise);
       const Work done = ring_work_.oldest();
       const Rows rows(params_.packing, done.seq, done.m_tile, first_warpgroup<Traits>() + warpgroup_);
       const Epilogue<Traits> epilogue(params_, smem_, done, rows, thread_rows_);
+      const float lse[2] = {finished(0).y, finished(1).y};
       if constexpr (decltype(may_be_part)::value) {
         epilogue.store(output, lse);
       } else {
@@ -165,84 +189,106 @@ class Consumer {
       }
       ring_work_.release();
     };
+    auto await_keys = [&]() __attribute__((always_inline)) { smem_.k_full[ring_k_.stage].wait(ring_k_.phase); };
     // A tile's scores to probabilities. Before the exponentials is the time to see to it that the next K has arrived:
     // with no branch between the softmax and the wait for PV ptxas hoists that wait above the exponentials, and nothing
     // overlaps; a branch after them would keep it from adding up probabilities in their shadow.
-    auto weigh = [&](Item<Traits>& item) __attribute__((always_inline)) {
+    auto weigh = [&](Item<Traits>& item, bool last, bool masked) __attribute__((always_inline)) {
+      item.modifier.template apply<kBlockN>(scores, item.n, lane_);
+      if (masked) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
       float high[2];
       softmax.tile_max(scores, high);
+      release_k();
+      if (last) release_q();
+      const bool moved = softmax.moves(high);
       item.ballot.vote(item.n, high, softmax);
-      const bool moved = softmax.advance(high, rescale);
-      if (!item.last_tile()) smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
+      softmax.advance(high, moved, rescale);
+      if (!last) await_keys();
       softmax.exponentiate(scores);
       return moved;
     };
-    // An item's first tile, joined to the item before or not.
-    auto begin = [&](Item<Traits>& item, auto joined) __attribute__((always_inline)) {
-      constexpr bool kJoined = decltype(joined)::value;
-      smem_.q_full[warpgroup_].wait(q_phase_);
-      q_phase_ ^= 1;
-      smem_.k_full[ring_k_.stage].wait(ring_k_.phase);
-      turn_.wait();
-      issue_qk();
-      if constexpr (kJoined) {
-        finish_rows();  // while QK runs, behind which PV's first instruction would wait
-        issue_pv();
-      }
-      turn_.pass();
+    auto start_rows = [&](Item<Traits>& item) __attribute__((always_inline)) {
       softmax = Softmax(ScoreModifier<Traits::kScoreMod>::softmax_scale(item.score_scale(params_)));
       value_scale = item.descales.values();
-      gemm_wait<kJoined ? 1 : 0>(scores);
-      release_k();
-      if (item.last_tile()) release_q();
       item.ballot.exclude_unused(softmax, item.rows, thread_rows_);
-      item.modifier.template apply<kBlockN>(scores, item.n, lane_);
-      if (item.mask.needed(item.n)) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
-      weigh(item);
-      if constexpr (kJoined) {
-        warpgroup_fence_operand(scores);
-        gemm_wait<0>(output);
-        store(false_type{});
-      }
-      to_operand(scores, probs);
-      clear(output);
     };
-    // One KV tile, whose K has arrived.
-    auto step = [&](Item<Traits>& item, auto masked) __attribute__((always_inline)) {
+    auto await_queries = [&]() __attribute__((always_inline)) {
+      smem_.q_full[warpgroup_].wait(q_phase_);
+      q_phase_ ^= 1;
+      await_keys();
+    };
+    // Of the tile at the keys' end, before PV reads it.
+    auto zero_end = [&](const Item<Traits>& item) __attribute__((always_inline)) {
+      if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {
+        smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
+        zero_rows<Traits>(v_stage(), end, kBlockN);
+      }
+    };
+    // An item's first tile where nothing is pending.
+    auto begin = [&](Item<Traits>& item) __attribute__((always_inline)) {
+      await_queries();
       turn_.wait();
       issue_qk();
-      issue_pv();
       turn_.pass();
+      start_rows(item);
+      const bool last = item.look_ahead();
+      gemm_wait<0>(scores);
+      weigh(item, last, item.mask.needed(item.n));
+      to_operand(scores, probs);
+      clear(output);
+      zero_end(item);
+      return last;
+    };
+    // Any other, whose K has arrived, beside PV of the tile before.
+    int border = 0;
+    auto step = [&](Item<Traits>& item) __attribute__((always_inline)) {
+      bool passed = false;
+      turn_.wait();
+      issue_qk();
+      if (kJoins && border) {
+        if (border & kUnsaved) {
+          turn_.pass();
+          passed = true;
+          store(false_type{});
+          clear(output);
+        }
+        border &= kJoined;
+        if (border) {
+          finish_rows();
+          start_rows(item);
+        }
+      }
+      issue_pv();
+      if (!passed) turn_.pass();
+      item.ballot.cast();
+      // Found while QK runs: what is between QK and the next turn takes all others' time.
+      const bool last = pinned(item.look_ahead()), masked = pinned(item.mask.needed(item.n));
       gemm_wait<1>(scores);
-      release_k();
-      if (item.last_tile()) release_q();
-      item.modifier.template apply<kBlockN>(scores, item.n, lane_);
-      if constexpr (decltype(masked)::value) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
-      const bool moved = weigh(item);
+      const bool moved = weigh(item, last, masked);
       warpgroup_fence_operand(scores);
       gemm_wait<0>(output);
       release_v();
-      if (moved) scale_output(rescale);
-      to_operand(scores, probs);
+      to_operand(scores, probs);  // here, so that it goes along with the exponentials
+      if (moved || (kJoins && border)) {
+        if (kJoins && border) {
+          rescale[0] = finished(0).x;
+          rescale[1] = finished(1).x;
+          zero_end(item);
+          border = kUnsaved;
+        }
+        scale_output(rescale);
+      }
+      return last;
     };
 
     auto next_item = [&]() __attribute__((always_inline)) {
       return Item<Traits>(params_, ring_work_.get(), thread_rows_, lists_, warpgroup_);
     };
-    // The tiles after the first, from the last to the first: the diagonal and the keys' end, the tiles that all rows
-    // see, the left edge of a window.
-    auto go_through = [&](Item<Traits>& item) __attribute__((always_inline)) {
-      if (int end = item.mask.seqlen_k - item.n * kBlockN; end < kBlockN && !zeros_follow()) {
-        smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
-        zero_rows<Traits>(v_stage(), end, kBlockN);
-      }
-      const int n_begin = item.work.n_begin;
-      for (item.go_on(); item.n >= max(n_begin, item.mask.clean_end); item.go_on()) step(item, true_type{});
-      for (; item.n >= max(n_begin, item.mask.clean_begin); item.go_on()) step(item, false_type{});
-      for (; item.n >= n_begin; item.go_on()) step(item, true_type{});
+    // When the walk through an item's tiles is over.
+    auto leave = [&](Item<Traits>& item) __attribute__((always_inline)) {
+      item.ballot.cast();
       lists_.leave();
-
-      if (int begin = item.mask.first_valid - n_begin * kBlockN; begin > 0) {
+      if (int begin = item.mask.first_valid - item.work.n_begin * kBlockN; begin > 0) {
         smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
         zero_rows<Traits>(v_stage(), 0, begin);
       }
@@ -255,18 +301,30 @@ class Consumer {
       for (; !item.end() && !item.computed(); item = next_item()) pass_by(item);
       if (item.end()) break;
       for (; item.blind(); item.go_on()) pass_by_tile();
-      begin(item, false_type{});
+      bool last = begin(item);
       while (true) {
-        go_through(item);
-        const bool whole = Traits::kSkip || item.work.parts == 1;
-        item = next_item();
-        const bool joined = kJoins && whole && !item.end() && item.computed() && !item.blind();
-        if (!joined) break;
-        begin(item, bool_constant<kJoins>{});
+        if (last) {
+          leave(item);
+          const bool whole = Traits::kSkip || item.work.parts == 1;
+          item = next_item();
+          if (!(kJoins && whole && !item.end() && item.computed() && !item.blind())) break;
+          await_queries();
+          border |= kJoined;
+        } else {
+          item.n = item.next;
+        }
+        last = step(item);
+      }
+      if (kJoins && border) {
+        store(false_type{});
+        clear(output);
+        border = 0;
       }
       issue_pv();
       finish_rows();
       gemm_wait<0>(output);
+      release_v();
+      normalise();
       store(true_type{});
     }
   }
@@ -311,6 +369,9 @@ class Consumer {
   }
   // Whether a sequence's keys end where their tensor does, past which TMA reads zeros.
   __device__ bool zeros_follow() const { return params_.k_has_batch && !params_.lengths.seqused_k; }
+  __device__ float2& finished(int i) const {
+    return smem_.finished[warpgroup_ * kRowsPerWarpgroup + ThreadRows::row(i)];
+  }
   __device__ Value* values() const { return reinterpret_cast<Value*>(smem_.v); }
   __device__ Value* v_stage() const { return values() + ring_v_.stage * kBlockN * Traits::kHeadDim; }
 

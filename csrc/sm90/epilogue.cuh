@@ -52,38 +52,45 @@ class Epilogue {
 
   // A quad holds a row. Neighbours exchange words, so that each thread has 8 bytes of a sector of 32.
   template <class Output>
-  __device__ void store_final(const Output& output, const float (&lse)[2]) const {
+  __device__ void store_final(Output& output, const float (&lse)[2]) const {
     cutlass::NumericArrayConverter<Element, float, 2> convert;
     const int quad_lane = threadIdx.x % 4;
     const bool odd = quad_lane % 2;
+    const int columns = params_.head_dim - 8 * odd - 4 * (quad_lane / 2);  // from this thread's first one on
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = thread_rows_.row(i), token = thread_rows_.token(i);
       const int head = thread_rows_.head(params_.packing, i);
-      Element* to = row < rows_.used ? out_row(token, head) : nullptr;
+      const int limit = row < rows_.used ? columns : 0;
+      Element* to = out_row(token, head) + params_.head_dim - columns;
       float row_lse = lse[i];
-      float share = to ? join_sink(row_lse, head) : 1.f;
+      if (params_.sinks) {
+        const float share = limit > 0 ? join_sink(row_lse, head) : 1.f;
+#pragma unroll
+        for (int v = 0; v < Traits::kHeadDim / 8; ++v) {
+          output(4 * v + 2 * i) *= share;
+          output(4 * v + 2 * i + 1) *= share;
+        }
+      }
 #pragma unroll
       for (int group = 0; group < Traits::kHeadDim / 16; ++group) {
         uint32_t words[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const int v = 2 * group + k;
-          auto pair =
-              convert(cutlass::Array<float, 2>{output(4 * v + 2 * i) * share, output(4 * v + 2 * i + 1) * share});
+          auto pair = convert(cutlass::Array<float, 2>{output(4 * v + 2 * i), output(4 * v + 2 * i + 1)});
           words[k] = reinterpret_cast<const uint32_t&>(pair);
         }
         const uint32_t received = __shfl_xor_sync(~0u, odd ? words[0] : words[1], 1);
         const uint2 four = odd ? make_uint2(received, words[1]) : make_uint2(words[0], received);
-        const int column = 16 * group + 8 * odd + 4 * (quad_lane / 2);
-        if (to && column < params_.head_dim) *reinterpret_cast<uint2*>(to + column) = four;
+        if (16 * group < limit) *reinterpret_cast<uint2*>(to + 16 * group) = four;
       }
-      if (to && quad_lane == 0) *lse_row(token, head) = row_lse;
+      if (limit > 0 && quad_lane == 0) *lse_row(token, head) = row_lse;
     }
   }
 
   template <class Output>
-  __device__ void store(const Output& output, const float (&lse)[2]) const {
+  __device__ void store(Output& output, const float (&lse)[2]) const {
     if (Traits::kSkip || work_.parts == 1) {  // items with lists have one part
       store_final(output, lse);
     } else {

@@ -120,7 +120,7 @@ class Ballot {
   // decides nearly all votes without an exchange between threads. Where a row sees nothing of the tile its distance is
   // -inf, or NaN if it has seen nothing yet; what it sees first is infinitely far above.
   template <class Softmax>
-  __device__ void vote(int n, const float (&tile_max)[2], const Softmax& softmax) const {
+  __device__ void vote(int n, const float (&tile_max)[2], const Softmax& softmax) {
     constexpr float kRounding = 0.0625f;
     const float above = fmaxf(softmax.above(tile_max[0], 0), softmax.above(tile_max[1], 1));
     bool stays = __any_sync(~0u, above > threshold_ + (Softmax::kSlack + kRounding));
@@ -133,12 +133,19 @@ class Ballot {
       }
       stays = __any_sync(~0u, close);
     }
-    if (stays && threadIdx.x % 32 == 0) or_shared(votes_ + n / 32 * 4, 1u << (n % 32));
+    stays_ = stays ? n : -1;
+  }
+
+  // The vote found last, at a time when nothing waits for this warp; at the latest before the list is left.
+  __device__ void cast() {
+    if (stays_ >= 0 && threadIdx.x % 32 == 0) or_shared(votes_ + stays_ / 32 * 4, 1u << (stays_ % 32));
+    stays_ = -1;
   }
 
  private:
   uint32_t votes_;  // their address
   float threshold_;
+  int stays_ = -1;  // the tile that does
 };
 
 template <class Traits>
@@ -149,6 +156,7 @@ class Ballot<Traits, false> {
   __device__ static void exclude_unused(Softmax&, const Rows&, const ThreadRows&) {}
   template <class Softmax>
   __device__ void vote(int, const float (&)[2], const Softmax&) const {}
+  __device__ void cast() const {}
 };
 
 // The planning warp's side. All lanes call together.

@@ -56,12 +56,15 @@ struct OnlineSoftmax {
     high[1] = thread_max<1>(scores);
   }
 
-  // Then the running max. True where that of any row of the warp moved: what was summed before must be multiplied by
-  // rescale. Whether a row's max moves depends on that row alone, so its result does not depend on the rows beside it.
-  __device__ bool advance(const float (&high)[2], float (&rescale)[2]) {
+  // Then the running max: whether that of any row of the warp moves. That of a row depends on the row alone, so its
+  // result does not depend on the rows beside it.
+  __device__ bool moves(const float (&high)[2]) const {
+    return __any_sync(~0u, above(high[0], 0) > kSlack || above(high[1], 1) > kSlack);
+  }
+  // Where any does, what was summed before must be multiplied by rescale.
+  __device__ void advance(const float (&high)[2], bool moved, float (&rescale)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) largest[i] = fmaxf(largest[i], high[i]);
-    const bool moved = __any_sync(~0u, above(high[0], 0) > kSlack || above(high[1], 1) > kSlack);
     if (moved) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -70,7 +73,6 @@ struct OnlineSoftmax {
         if (rescale[i] != 1.f) largest[i] = high[i];
       }
     }
-    return moved;
   }
 
   // Then scores become probabilities relative to it.
@@ -95,7 +97,7 @@ struct OnlineSoftmax {
       float sum = quad_sum(row_sum[i]);
       const float weight = exp2_approx(fmaf(largest[i], scale_log2, -offset[i]));
       const float rounded = sum + quad_sum(static_cast<float>(Weight(weight)) - weight);
-      normalise[i] = sum == 0.f ? 1.f : 1.f / rounded;
+      normalise[i] = sum == 0.f ? 1.f : __fdividef(1.f, rounded);
       lse[i] = sum == 0.f ? -INFINITY : (row_max[i] * scale_log2 - kShift) * kLn2 + logf(sum);
     }
   }

@@ -102,7 +102,7 @@ struct Traits {
   static constexpr bool kConvertsKeys = false;
 
   // Items in the work ring: one that consumers finish, one that they are at, one ahead.
-  static constexpr int kWorkStages = 3;
+  static constexpr int kWorkStages = 4;
 
   // Registers a thread, by role. One consumer warpgroup beside the producer can have the maximum without moving any.
   static constexpr bool kMoveRegisters = kConsumerWarpgroups > 1;
@@ -167,6 +167,7 @@ struct Traits {
     EmptyBarrier work_wanted;  // the block will soon need another item
     Work work[kWorkStages];
     bool last_arrival;
+    float2 finished[kBlockM];  // rows whose item is over: what normalises them, and their log-sum-exp
     ListStorage<kSkip, kBlockN> lists;
   };
   // Dynamic shared memory is only 16-byte aligned by contract; the swizzle wants 1024.
