@@ -112,24 +112,25 @@ class Ballot {
   __device__ static void exclude_unused(Softmax& softmax, const Rows& rows, const ThreadRows& thread_rows) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (thread_rows.row(i) >= rows.used) softmax.row_max[i] = INFINITY;
+      if (thread_rows.row(i) >= rows.used) softmax.exclude(i);
     }
   }
 
   // On tile n, before the softmax knows of it. Its max lags behind the largest score by at most the slack, which
   // decides nearly all votes without an exchange between threads. Where a row sees nothing of the tile its distance is
-  // -inf, or NaN if it has seen nothing yet; what it sees first is infinitely far above.
+  // -inf; what it sees first is far above all.
   template <class Softmax>
   __device__ void vote(int n, const float (&tile_max)[2], const Softmax& softmax) {
     constexpr float kRounding = 0.0625f;
-    const float above = fmaxf(softmax.above(tile_max[0], 0), softmax.above(tile_max[1], 1));
-    bool stays = __any_sync(~0u, above > threshold_ + (Softmax::kSlack + kRounding));
-    if (!stays && __any_sync(~0u, above > threshold_)) {
+    const float limit = threshold_ + Softmax::kShift;
+    const float above = fmaxf(softmax.weight_log2(tile_max[0], 0), softmax.weight_log2(tile_max[1], 1));
+    bool stays = __any_sync(~0u, above > limit + (Softmax::kSlack + kRounding));
+    if (!stays && __any_sync(~0u, above > limit)) {
       bool close = false;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float row_max = fmaxf(quad_max(softmax.largest[i]), softmax.row_max[i]);
-        close = close || (tile_max[i] - row_max) * softmax.scale_log2 > threshold_;
+        const float largest = fmaxf(softmax.weight_log2(quad_max(softmax.largest[i]), i), float(Softmax::kShift));
+        close = close || softmax.weight_log2(tile_max[i], i) - largest > threshold_;
       }
       stays = __any_sync(~0u, close);
     }

@@ -26,8 +26,9 @@ __device__ inline float quad_sum(float x) {
 }
 
 // Probabilities come multiplied by 2^kShift, and are rounded to `Weight` before PV.
-template <class Weight, int kShift>
+template <class Weight, int kShift_>
 struct OnlineSoftmax {
+  static constexpr int kShift = kShift_;
   // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
   // counts is that numbers stay in range, and that the weight of a row's largest key is nearly 1, which rounding leaves
   // as it is. With more slack errors grow, with less time.
@@ -35,19 +36,22 @@ struct OnlineSoftmax {
   static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
   static constexpr float kLn2 = 0.6931471805599453f;
 
+  // Below all finite scores, and finite itself: a masked score's distance to it is -inf, and not NaN.
+  static constexpr float kNothingSeen = -3.4e38f;
+
   float scale_log2;  // softmax_scale * log2(e): one multiply-add before exp2
-  float row_max[2] = {-INFINITY, -INFINITY};
-  // What a row's probabilities are relative to: its max in log2, less kShift. Zero for rows that have seen no key, so
-  // that exp2 gets -inf and not NaN
-  float offset[2] = {0.f, 0.f};
+  // What a row's probabilities are relative to: its max in log2, less kShift.
+  float offset[2] = {kNothingSeen, kNothingSeen};
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
   // The largest score of this thread's columns since the max last moved: see finish().
   float largest[2] = {-INFINITY, -INFINITY};
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
-  // How far a score is above a row's max, in log2; NaN where both are -inf.
-  __device__ float above(float score, int i) const { return (score - row_max[i]) * scale_log2; }
+  // log2 of the probability that a score would get now: how far it is above the row's max, plus kShift.
+  __device__ float weight_log2(float score, int i) const { return fmaf(score, scale_log2, -offset[i]); }
+  // A row whose max nothing comes near.
+  __device__ void exclude(int i) { offset[i] = INFINITY; }
 
   // The three steps of a tile. First this thread's largest score of each row.
   template <class Scores>
@@ -59,7 +63,7 @@ struct OnlineSoftmax {
   // Then the running max: whether that of any row of the warp moves. That of a row depends on the row alone, so its
   // result does not depend on the rows beside it.
   __device__ bool moves(const float (&high)[2]) const {
-    return __any_sync(~0u, above(high[0], 0) > kSlack || above(high[1], 1) > kSlack);
+    return __any_sync(~0u, weight_log2(high[0], 0) > kSlack + kShift || weight_log2(high[1], 1) > kSlack + kShift);
   }
   // Where any does, what was summed before must be multiplied by rescale.
   __device__ void advance(const float (&high)[2], bool moved, float (&rescale)[2]) {
@@ -80,10 +84,10 @@ struct OnlineSoftmax {
   __device__ void exponentiate(Scores& scores) {
     constexpr int kSize = decltype(cute::size(scores))::value;
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) scores(k) = exp2_approx(fmaf(scores(k), scale_log2, -offset[k / 2 % 2]));
+    for (int k = 0; k < kSize; ++k) scores(k) = exp2_approx(weight_log2(scores(k), k / 2 % 2));
     float sum[2][2] = {{row_sum[0], 0.f}, {row_sum[1], 0.f}};
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) sum[k / 2 % 2][k % 2] += scores(k);
+    for (int k = 0; k < kSize; k += 2) sum[k / 2 % 2][k / 4 % 2] += scores(k) + scores(k + 1);
     row_sum[0] = sum[0][0] + sum[0][1];
     row_sum[1] = sum[1][0] + sum[1][1];
   }
@@ -95,33 +99,33 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = quad_sum(row_sum[i]);
-      const float weight = exp2_approx(fmaf(largest[i], scale_log2, -offset[i]));
+      const float weight = exp2_approx(weight_log2(largest[i], i));
       const float rounded = sum + quad_sum(static_cast<float>(Weight(weight)) - weight);
       normalise[i] = sum == 0.f ? 1.f : __fdividef(1.f, rounded);
-      lse[i] = sum == 0.f ? -INFINITY : (row_max[i] * scale_log2 - kShift) * kLn2 + logf(sum);
+      lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + logf(sum);
     }
   }
 
  private:
-  // Largest of this thread's scores of a row.
+  // Largest of this thread's scores of a row. Two chains, of which neither waits for its last step, and no register
+  // beside them.
   template <int kRow, class Scores>
   __device__ static float thread_max(const Scores& scores) {
-    float m = fmaxf(scores(2 * kRow), scores(2 * kRow + 1));
+    float even = scores(2 * kRow), odd = scores(2 * kRow + 1);
 #pragma unroll
     for (int v = 1; v < decltype(cute::size(scores))::value / 4; ++v) {
-      m = fmaxf(m, fmaxf(scores(4 * v + 2 * kRow), scores(4 * v + 2 * kRow + 1)));
+      even = fmaxf(even, scores(4 * v + 2 * kRow));
+      odd = fmaxf(odd, scores(4 * v + 2 * kRow + 1));
     }
-    return m;
+    return fmaxf(even, odd);
   }
 
   // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.
   __device__ float raise(float m, int i) {
-    if (!(above(m, i) > kSlack)) return 1.f;
-    const float before = row_max[i] * scale_log2;
-    row_max[i] = m;
-    const float after = m * scale_log2;
-    offset[i] = after - kShift;
-    return exp2_approx(before - after);
+    if (!(weight_log2(m, i) > kSlack + kShift)) return 1.f;
+    const float before = offset[i];
+    offset[i] = m * scale_log2 - kShift;
+    return exp2_approx(before - offset[i]);
   }
 };
 
