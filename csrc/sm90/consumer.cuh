@@ -107,7 +107,8 @@ struct Item {
 // One consumer warpgroup over all work of its block. Every KV tile takes a turn at the tensor cores, computed or not.
 //
 // PV of an item's last tile is put off until QK of the next item's first tile has been issued, so that the softmax of
-// the one runs under the products of the other: they are joined. They are not where an item has several parts, whose
+// the one runs under the products of the other: they are joined, and the output is stored after that of the second
+// tile has been issued. They are not where an item has several parts, whose
 // sums other blocks wait for, or where a warpgroup sees nothing of the next item's first tile.
 //
 // Loops and branches around the products must be the same for a whole warp, visibly to ptxas: after one that it can't
@@ -121,7 +122,7 @@ class Consumer {
   static constexpr int kBlockN = Traits::kBlockN;
   // One warpgroup has few whole items, and starts sooner with less code.
   static constexpr bool kJoins = Traits::kConsumerWarpgroups > 1;
-  enum Border { kJoined = 1, kUnsaved = 2 };
+  enum Border { kJoined = 1, kUnsaved = 2 };  // the tile at hand is an item's first; the output is the item before's
 
  public:
   __device__ Consumer(const FwdParams& params, typename Traits::SharedStorage& smem)
@@ -150,7 +151,10 @@ class Consumer {
     float rescale[2];
 
     auto issue_qk = [&]() __attribute__((always_inline)) {
-      Tensor q = make_tensor(rQ.data() + (ring_k_.stage >> 8), rQ.layout());
+      // Zero for each stage, but not for ptxas: it would keep a descriptor for every k block of Q in uniform registers,
+      // for want of which others would be moved there before each product.
+      const int nothing = ring_k_.stage >> 8;
+      Tensor q = make_tensor(rQ.data() + nothing, rQ.layout());
       gemm_async<GMMA::ScaleOut::Zero>(mma_qk, q, rK(_, _, _, ring_k_.stage), scores);
     };
     auto issue_pv = [&]() __attribute__((always_inline)) {
@@ -190,9 +194,10 @@ class Consumer {
       ring_work_.release();
     };
     auto await_keys = [&]() __attribute__((always_inline)) { smem_.k_full[ring_k_.stage].wait(ring_k_.phase); };
-    // A tile's scores to probabilities. Before the exponentials is the time to see to it that the next K has arrived:
-    // with no branch between the softmax and the wait for PV ptxas hoists that wait above the exponentials, and nothing
-    // overlaps; a branch after them would keep it from adding up probabilities in their shadow.
+    // A tile's scores to probabilities. The tensor cores work for the other warpgroups meanwhile and soon wait for this
+    // one, so what stands between QK and the next turn counts: the stage of K is released when the maxima are under
+    // way, and the next K, which has long arrived, is waited for before the exponentials, because ptxas moves the wait
+    // for PV up to the last branch before it, and a branch after them would keep sums from going along.
     auto weigh = [&](Item<Traits>& item, bool last, bool masked) __attribute__((always_inline)) {
       item.modifier.template apply<kBlockN>(scores, item.n, lane_);
       if (masked) item.mask.template apply<kBlockN>(scores, item.n, thread_rows_);
@@ -239,8 +244,10 @@ class Consumer {
       zero_end(item);
       return last;
     };
-    // Any other, whose K has arrived, beside PV of the tile before.
-    int border = 0;
+    // Any other tile, whose K has arrived, beside PV of the one before. Where that was the last of the item before the
+    // output stays in place, unsaved, until QK of yet another tile is on its way, so that it is stored under a product.
+    // All tiles go through one copy of the code: what runs once in an item is not in the instruction cache.
+    int border = 0;  // bits of Border
     auto step = [&](Item<Traits>& item) __attribute__((always_inline)) {
       bool passed = false;
       turn_.wait();
@@ -261,7 +268,7 @@ class Consumer {
       issue_pv();
       if (!passed) turn_.pass();
       item.ballot.cast();
-      // Found while QK runs: what is between QK and the next turn takes all others' time.
+      // Found while QK runs, for the same reason.
       const bool last = pinned(item.look_ahead()), masked = pinned(item.mask.needed(item.n));
       gemm_wait<1>(scores);
       const bool moved = weigh(item, last, masked);

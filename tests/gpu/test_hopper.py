@@ -9,7 +9,7 @@ import accuracy
 import pytest
 import torch
 
-from lite_attention import get_scheduler_metadata
+from lite_attention import flash_attn_func, get_scheduler_metadata
 
 HEADS = [(1, 1), (4, 4), (8, 2), (9, 3), (14, 2), (6, 1), (32, 8), (20, 1)]
 MASKS = [
@@ -300,6 +300,38 @@ def test_scores_that_leap_far_above_the_running_max():
     k[100] = q[0] * 60  # keys are walked from the last to the first
     case = accuracy.fixed([(q, k, v)])
     accuracy.check(case, *case.run())
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("seqlen_q", [1, 300])
+def test_weights_of_single_keys(head_dim, dtype, seqlen_q):
+    """Values that are unit vectors give the weights themselves, each as exact as two roundings, whoever raised it."""
+    generator = torch.Generator("cuda").manual_seed(head_dim)
+    keys = head_dim
+    q, k = (torch.zeros(1, length, 1, head_dim, device="cuda", dtype=dtype) for length in (seqlen_q, keys))
+    q[..., 0] = 1
+    k[..., 0] = -4 * torch.rand(1, keys, 1, generator=generator, device="cuda").to(dtype)
+    v = torch.eye(keys, device="cuda", dtype=dtype)[None, :, None]
+    out = flash_attn_func(q, k, v, softmax_scale=1.0)
+    exact = k[0, :, 0, 0].double().softmax(0)
+    error = (out[0, :, 0].double() / exact - 1).abs().max()
+    assert error < 1.05 * torch.finfo(dtype).eps  # one rounding is half of this at most
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("seqlen_q", [1, 300])
+def test_a_nan_in_a_key_reaches_those_who_see_it(head_dim, dtype, seqlen_q):
+    """In any column of a tile: a head each."""
+    heads, first = 64, 100
+    q, k, v = (torch.randn(1, n, heads, head_dim, device="cuda").to(dtype) for n in (seqlen_q, 300, 300))
+    for head in range(heads):
+        k[0, first + head, head, head_dim - 1] = torch.nan
+    out = flash_attn_func(q, k, v, causal=True)
+    rows = torch.arange(seqlen_q, device="cuda") + 300 - seqlen_q
+    sees = rows[:, None] >= first + torch.arange(heads, device="cuda")
+    assert (out[0].isnan().all(-1) == sees).all() and (out[0].isnan().any(-1) == sees).all()
 
 
 @pytest.mark.parametrize("planted", [{"window_size": (-1, 1)}, {"window_size": (-1, 0), "softmax_scale": 0.1}])
