@@ -484,6 +484,9 @@ __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_con
   cut.run();
 }
 
+// Of a block's shared memory: what the launch asks for begins at the next multiple of 16.
+constexpr int kSearchBytes = (int(sizeof(Search)) + 15) / 16 * 16;
+
 // Few lists are shared among blocks until there is one for every multiprocessor.
 int blocks_of_list(const SelectParams& params, int multiprocessors) {
   const int lists = params.batch * params.sketches.heads_k;
@@ -499,7 +502,7 @@ int blocks_of_list(const SelectParams& params, int multiprocessors) {
 
 bool cut_fits(const SelectParams& params, int multiprocessors) {
   const int words = words_of_block(params.words(), blocks_of_list(params, multiprocessors));
-  return Shared::bytes(params, words) + int(sizeof(Search)) <= kMaxSmem;
+  return Shared::bytes(params, words) + kSearchBytes <= kMaxSmem;
 }
 
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {
@@ -509,7 +512,7 @@ cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t st
   const int words = words_of_block(params.words(), cluster);
   const int fixed = Shared::bytes(params, words);
   const int of_block = lists * cluster <= multiprocessors ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
-  const int limit = of_block - int(sizeof(Search));
+  const int limit = of_block - kSearchBytes;
   const int64_t wanted = int64_t{words} * 32 * (params.quads() * int(sizeof(float4)) + 4);
   params.cut_room = int(std::min<int64_t>(wanted, std::max(0, limit - fixed)) / 16 * 16);
   cudaError_t error =
