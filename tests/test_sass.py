@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 OBJECTS = sorted((Path(__file__).parents[1] / "build/kernels/csrc/sm90/instances").glob("*.o"))
-FEW = 3  # loads of what stays the same, which nobody waits for
+FEW = 8  # of hundreds of instructions, and none of an accumulator: those are dozens
 
 
 def _cuobjdump() -> str | None:
