@@ -102,7 +102,8 @@ struct Traits {
   static constexpr int kConverterWarps = 0;
   static constexpr bool kConvertsKeys = false;
 
-  // Items in the work ring: one that consumers finish, one that they are at, one ahead.
+  // Items in the work ring: one whose output consumers have not stored yet, one that they finish, one that they are at,
+  // one ahead.
   static constexpr int kWorkStages = 4;
 
   // Registers a thread, by role. One consumer warpgroup beside the producer can have the maximum without moving any.
