@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 OBJECTS = sorted((Path(__file__).parents[1] / "build/kernels/csrc/sm90/instances").glob("*.o"))
-FEW = 8  # of hundreds of instructions, and none of an accumulator: those are dozens
+FEW = 8  # of hundreds of instructions; where accumulators were spilled there were 18 and more
 
 
 def _cuobjdump() -> str | None:

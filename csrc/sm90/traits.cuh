@@ -17,11 +17,11 @@ namespace lite_attention::sm90 {
 using namespace cute;
 
 // The shapes to tune: rows, keys and ring stages, as many as fit in shared memory. Prefill tiles are bound by the
-// tensor cores and exp2, decode tiles by the bytes of K and V. For these two stages of head_dim 128 are enough, and
-// leave room for a block of the kernel before, so that this one's begins beside it. kPaged and kDecode of a head dim
-// have one kBlockN: with it a row's result does not depend on which of the two computes it. Clusters are for kFull,
-// where blocks walk the same keys at one time: under a mask half the rows of a cluster would wait at its diagonal, and
-// where some sequences decode, one of its blocks would only look on.
+// tensor cores and exp2, decode tiles by the bytes of K and V. At head_dim 128 these are as fast with two stages as
+// with three, and a step over lists of pages is faster, whose kernels follow each other closely. kPaged and kDecode of
+// a head dim have one kBlockN: with it a row's result does not depend on which of the two computes it. Clusters are for
+// kFull, where blocks walk the same keys at one time: under a mask half the rows of a cluster would wait at its
+// diagonal, and where some sequences decode, one of its blocks would only look on.
 template <int kBlockM_, int kBlockN_, int kStages_, int kCluster_ = 1>
 struct Shape {
   using Type = Shape;
