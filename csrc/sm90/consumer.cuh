@@ -155,11 +155,14 @@ class Consumer {
       // for want of which others would be moved there before each product.
       const int nothing = ring_k_.stage >> 8;
       Tensor q = make_tensor(rQ.data() + nothing, rQ.layout());
-      gemm_async<GMMA::ScaleOut::Zero>(mma_qk, q, rK(_, _, _, ring_k_.stage), scores);
+      gemm_async(mma_qk, q, rK(_, _, _, ring_k_.stage), scores, GMMA::ScaleOut::Zero);
     };
+    bool fresh = true;  // the item at hand has no output yet
     auto issue_pv = [&]() __attribute__((always_inline)) {
       smem_.v_full[ring_v_.stage].wait(ring_v_.phase);
-      gemm_async<GMMA::ScaleOut::One>(mma_pv, probs, rV(_, _, _, ring_v_.stage), output);
+      const auto first = fresh ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
+      gemm_async(mma_pv, probs, rV(_, _, _, ring_v_.stage), output, first);
+      fresh = false;
     };
     auto scale_output = [&](const float (&factor)[2]) __attribute__((always_inline)) {
 #pragma unroll
@@ -240,7 +243,7 @@ class Consumer {
       gemm_wait<0>(scores);
       weigh(item, last, item.mask.needed(item.n));
       to_operand(scores, probs);
-      clear(output);
+      fresh = true;
       zero_end(item);
       return last;
     };
@@ -253,12 +256,9 @@ class Consumer {
       turn_.wait();
       issue_qk();
       if (kJoins && border) {
-        if (border & kUnsaved) {
-          turn_.pass();
-          passed = true;
-          store(false_type{});
-          clear(output);
-        }
+        turn_.pass();
+        passed = true;
+        if (border & kUnsaved) store(false_type{});
         border &= kJoined;
         if (border) {
           finish_rows();
@@ -282,6 +282,7 @@ class Consumer {
           rescale[1] = finished(1).x;
           zero_end(item);
           border = kUnsaved;
+          fresh = true;
         }
         scale_output(rescale);
       }
@@ -324,7 +325,6 @@ class Consumer {
       }
       if (kJoins && border) {
         store(false_type{});
-        clear(output);
         border = 0;
       }
       issue_pv();

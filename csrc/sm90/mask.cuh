@@ -41,7 +41,8 @@ struct Mask {
       // One bit a score, 16 groups of 8 columns to a word: a test of a bit is cheaper than two comparisons.
 #pragma unroll
       for (int group = 0; group < kBlockN / 8; group += 16) {
-        uint32_t seen = bits_below(end_key - column0 - 8 * group) & ~bits_below(first_key - column0 - 8 * group);
+        uint32_t seen = bits_below(end_key - column0 - 8 * group);
+        if (lengths->window_left >= 0) seen &= ~bits_below(first_key - column0 - 8 * group);
 #pragma unroll
         for (int v = group; v < min(group + 16, kBlockN / 8); ++v) {
 #pragma unroll

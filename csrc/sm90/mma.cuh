@@ -6,14 +6,14 @@
 namespace lite_attention::sm90 {
 
 // Issues C (+)= A B over all k blocks as one committed group; the caller waits. A and B are fragments of one stage:
-// (MMA, M or N, K).
-template <GMMA::ScaleOut kFirst, class Mma, class A, class B, class C>
-__device__ void gemm_async(Mma& mma, const A& a, const B& b, C& c) {
+// (MMA, M or N, K). `first` says whether C is added to.
+template <class Mma, class A, class B, class C>
+__device__ void gemm_async(Mma& mma, const A& a, const B& b, C& c, GMMA::ScaleOut first) {
   warpgroup_fence_operand(c);
   if constexpr (!is_base_of<GMMA::DescriptorIterator, typename Mma::FrgTypeA>::value)
     warpgroup_fence_operand(const_cast<A&>(a));
   warpgroup_arrive();
-  mma.accumulate_ = kFirst;
+  mma.accumulate_ = first;
 #pragma unroll
   for (int k = 0; k < size<2>(a); ++k) {
     cute::gemm(mma, a(_, _, k), b(_, _, k), c);

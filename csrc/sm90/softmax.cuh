@@ -102,7 +102,7 @@ struct OnlineSoftmax {
       const float weight = exp2_approx(weight_log2(largest[i], i));
       const float rounded = sum + quad_sum(static_cast<float>(Weight(weight)) - weight);
       normalise[i] = sum == 0.f ? 1.f : __fdividef(1.f, rounded);
-      lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + logf(sum);
+      lse[i] = sum == 0.f ? -INFINITY : offset[i] * kLn2 + __logf(sum);
     }
   }
 
