@@ -3,14 +3,13 @@
 // A cluster of blocks has one sequence and KV head, each block an equal part of its pages. A page's rank is the largest
 // share of mass that any query head has in it. Pages below the cut are dropped; the cut is the highest rank for which
 // no head drops more than eps. It lies between eps / n, below which n pages have no more than eps together, and eps,
-// above which one page alone has more, and among the ranks that there are. Between these the ranks, as the bits of
-// their floats, are counted into bins, each head's shares summed per bin in fixed point, so that neither the order of
-// summation nor the number of blocks matters. The bin in which the budget ends has few pages as a rule, which the first
-// block compares with each other; where it has more it is the next range to be counted. So there is no sort, and pages
-// of equal rank go together.
+// above which one page alone has more. Between these the ranks, as the bits of their floats, are counted into bins,
+// each head's shares summed per bin in fixed point, so that neither the order of summation nor the number of blocks
+// matters. The bin in which the budget ends has few pages as a rule, which are compared with each other; where it has
+// more it is the next range to be counted. So there is no sort, and pages of equal rank go together.
 //
-// Each step is over a few pages a thread, and what runs so seldom comes from L2 instruction by instruction: loops are
-// not unrolled but where loads are to be under way together.
+// Each step is over a few pages a thread, so what counts is how often threads and blocks wait for each other. Every
+// block therefore has what all have counted, pushed there by the others, and decides for itself.
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 
@@ -25,9 +24,7 @@
 namespace lite_attention::pages {
 namespace {
 
-constexpr int kMaxCluster = 8;
 constexpr int kLeastPages = 512;                   // of a block, for a cluster to be worth it
-constexpr float kNotFinite = -1.f;                 // in place of a share
 constexpr int kMaxSmem = 227 * 1024, kBlocks = 2;  // of a multiprocessor
 
 // The pages of one query token.
@@ -55,7 +52,7 @@ class Cut {
         blocks_(int(cluster_.num_blocks())),
         rank_(int(cluster_.block_rank())),
         words_(words_of_block(params.words(), blocks_)),
-        shared_(params, words_, smem),
+        shared_(params, words_, blocks_, smem),
         scope_(params, blockIdx.y),
         list_(int64_t{blockIdx.y} * params.sketches.heads_k + blockIdx.x / blocks_),
         quads_(params.quads()),
@@ -84,17 +81,25 @@ class Cut {
       shared_.bits[word] = set;
       if (scope_.whole && rank_ * words_ + word < params_.words()) bits()[word] = set;
     });
-    if (scope_.whole) for_threads(mine, [&](int page) { indices()[first_ + page] = first_ + page; });
-    if (rank_ != 0) return;
-    for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
-    if (scope_.whole && threadIdx.x == 0) params_.counts[list_] = all;
+    if (scope_.whole) {
+      for_threads(mine, [&](int page) { indices()[first_ + page] = first_ + page; });
+    } else {
+      clear_counts();
+    }
+    if (rank_ == 0) {
+      for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
+      if (scope_.whole && threadIdx.x == 0) params_.counts[list_] = all;
+    }
+    sync_blocks();  // from here on all of them can be told something
   }
 
   __device__ void run() {
     if (scope_.whole) return;
-    __syncthreads();
 #pragma unroll 1
-    for (int token = 0; token < scope_.q_len; ++token) add_token(token);
+    for (int token = 0; token < scope_.q_len; ++token) {
+      if (token > 0) recount();
+      add_token(token);
+    }
     compact();
   }
 
@@ -109,27 +114,19 @@ class Cut {
     if (!token.sees_any()) return;
     uint32_t cut = 0;
     if (token.counted > 0) {
-      if (threadIdx.x == 0) search_.least = ~0u, search_.most = 0;
-      // Fixed-point units by which all that may be dropped has 31 bits: pages of at most eps each.
-      const float per_unit = 2147483648.f / fminf(1.f, float(token.counted) * params_.eps);
       const int64_t quad = (list_ * params_.max_seqlen_q + index) * quads_;
       fetch(params_.scores + quad * params_.max_blocks + first_, token.counted);
       add_masses(params_.tiles + quad * params_.tiles_of_list() * kHeads, token.counted);
       make_shares(token);
-      cut = find_cut(token, uint32_t(params_.eps * per_unit), per_unit);
-      if (rank_ == 0) {
-        for_threads(params_.group,
-                    [&](int i) { left_out()[i] = fmaxf(left_out()[i], float(shared_.base[i]) / per_unit); });
-      }
+      cut = find_cut(token);
     }
-    // Of each 32 pages a warp makes one word.
+    // Of each 32 pages a warp makes one word. Its threads are those that have found the ranks.
     for_warps((min(end_, token.last_new + 1) - first_ + 31) / 32, [&](int word) {
       const int local = 32 * word + lane_, page = first_ + local;
       const bool listed = page <= token.last_new && (token.always(page) || ranks_[local] >= cut);
       const uint32_t set = __ballot_sync(~0u, listed);
       if (lane_ == 0) shared_.bits[word] |= set;
     });
-    sync_blocks();  // all have read the ranks, and what the first block found
   }
 
   // Log-masses to where they become shares. Each thread waits for those that it fetched, and needs no others.
@@ -151,25 +148,34 @@ class Cut {
   // The mass of all pages for each head: every block adds up the tiles of all. A thread has one head's tiles, a warp
   // four heads'.
   __device__ void add_masses(const float2* tiles, int counted) {
-    const int count = (counted + kTile - 1) / kTile, heads = quads_ * kHeads;
+    const int count = (counted + kTile - 1) / kTile * kHeads, heads = quads_ * kHeads;
     const int warps = kWarps / quads_, quad = warp_ / warps, warp = warp_ - quad * warps;
     if (quad < quads_) {
+      constexpr int kAtOnce = 4;
       Mass mass;
       const float2* of_quad = tiles + int64_t{quad} * params_.tiles_of_list() * kHeads;
-#pragma unroll 4
-      for (int i = warp * 32 + lane_; i < count * kHeads; i += warps * 32) mass.add(of_quad[i]);
+#pragma unroll 1
+      for (int first = warp * 32 + lane_; first < count; first += kAtOnce * warps * 32) {
+        float2 masses[kAtOnce];
 #pragma unroll
-      for (int step = kHeads; step < 32; step *= 2) {
-        mass.add(make_float2(__shfl_xor_sync(~0u, mass.most, step), __shfl_xor_sync(~0u, mass.sum, step)));
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int tile = first + i * warps * 32;
+          masses[i] = tile < count ? of_quad[tile] : make_float2(kLowest, 0.f);
+        }
+        mass.add(masses);
       }
+      mass.add_lanes<kHeads>();
       if (lane_ < kHeads) shared_.partial[(quad * kHeads + lane_) * kWarps + warp] = make_float2(mass.most, mass.sum);
     }
     __syncthreads();
     for_warps(heads, [&](int head) {
+      const float2 of_warp[] = {lane_ < warps ? shared_.partial[head * kWarps + lane_] : make_float2(kLowest, 0.f)};
       Mass mass;
-      if (lane_ < warps) mass.add(shared_.partial[head * kWarps + lane_]);
-      const float2 all = mass.of_warp();
-      if (lane_ == 0) shared_.factors[head] = make_float2(all.x, all.y > 0.f ? 1.f / all.y : 1.f);
+      mass.add(of_warp);
+      mass.add_lanes<1>();
+      // Heads that the group hasn't get no share of anything.
+      const bool any = head < params_.group && mass.sum > 0.f;
+      if (lane_ == 0) reinterpret_cast<float*>(shared_.factors)[head] = any ? mass.most + log2f(mass.sum) : INFINITY;
     });
     __syncthreads();
   }
@@ -178,107 +184,120 @@ class Cut {
   // finite. A quad is four heads side by side.
   __device__ void make_shares(const Token& token) {
     __pipeline_wait_prior(0);
-    uint32_t least_rank = ~0u, most_rank = 0;
     for_threads(min(end_, token.counted) - first_, [&](int page) {
-      float most = 0.f, least = 0.f;
+      float most = 0.f;
+      bool known = true;
 #pragma unroll 1
       for (int quad = 0; quad < quads_; ++quad) {
         float4& here = shares_[int64_t{quad} * stride_ + page];
-        float4 x = here;
+        float4 x = here, factors = shared_.factors[quad];
         for_heads([&](int i) {
-          const float2 factor = shared_.factors[quad * kHeads + i];
-          float& of_head = at(x, i);
-          const bool there = quad * kHeads + i < params_.group;
-          of_head = !there ? 0.f : finite(of_head) ? exp2f(of_head - factor.x) * factor.y : kNotFinite;
-          most = fmaxf(most, of_head);
-          least = fminf(least, of_head);
+          known = known && finite(at(x, i));
+          at(x, i) = exp2_approximate(at(x, i) - at(factors, i));
+          most = fmaxf(most, at(x, i));
         });
         here = x;
       }
-      const uint32_t rank = least < 0.f ? ~0u : __float_as_uint(most);
-      ranks_[page] = rank;
-      if (token.always(first_ + page) || rank == ~0u) return;
-      least_rank = min(least_rank, rank);
-      most_rank = max(most_rank, rank);
+      ranks_[page] = known ? __float_as_uint(most) : ~0u;
     });
-    least_rank = __reduce_min_sync(~0u, least_rank);
-    most_rank = __reduce_max_sync(~0u, most_rank);
-    if (lane_ == 0) {
-      atomicMin(&search_.least, least_rank);
-      atomicMax(&search_.most, most_rank);
-    }
   }
 
-  // The rank, as bits, from which on pages are listed; in the first block `base` is what each head drops.
-  __device__ uint32_t find_cut(const Token& token, uint32_t budget, float per_unit) {
-    const int group = params_.group;
-    Search& search = first_block(search_);
-    sync_blocks();
-    if (rank_ == 0) {
-      for_threads(group, [&](int i) { shared_.base[i] = 0; });
-      if (threadIdx.x == 0) {
-        uint32_t least = ~0u, most = 0;
-        for (int block = 0; block < blocks_; ++block) {
-          const Search& of_block = *cluster_.map_shared_rank(&search_, block);
-          least = min(least, of_block.least);
-          most = max(most, of_block.most);
-        }
-        search_.first_bin = 1;
-        const uint32_t high = min(__float_as_uint(params_.eps), most) + 1;
-        open_range(min(max(__float_as_uint(params_.eps / float(token.counted)), least), high - 1), high);
-      }
-    }
+  // The rank, as bits, from which on pages are listed.
+  __device__ uint32_t find_cut(const Token& token) {
+    // Fixed-point units by which all that may be dropped has 31 bits: pages of at most eps each.
+    const float per_unit = 2147483648.f / fminf(1.f, float(token.counted) * params_.eps);
+    const uint32_t budget = uint32_t(params_.eps * per_unit);
+    Range range{__float_as_uint(params_.eps / float(token.counted)), __float_as_uint(params_.eps) + 1, 1};
+    uint32_t cut;
 #pragma unroll 1
     while (true) {
-      for_threads(group * kBins, [&](int i) { shared_.bins[i] = 0; });
-      sync_blocks();
-      count(token, search, per_unit);
-      sync_blocks();
-      if (rank_ == 0) narrow(budget);
-      sync_blocks();
-      if (search.done) break;
-      collect(token, search, per_unit);
-      sync_blocks();
-      if (search.found <= kFew) {
-        if (rank_ == 0) compare(budget);
-        sync_blocks();
+      count(token, range, per_unit);
+      add_up();
+      const int over = narrow(range, budget);
+      if (over < range.first_bin) {  // rounding: the least that there is has too much
+        cut = 0;
         break;
       }
+      if (over == kBins) {
+        cut = range.high;
+        break;
+      }
+      const bool exact = range.shift() == 0;
+      range = range.of_bin(over);
+      if (exact) {
+        cut = range.low;
+        break;
+      }
+      if (threadIdx.x == 0) search_.cut = range.high;
+      if (collect(token, range, per_unit)) {
+        cut = compare(budget);
+        break;
+      }
+      recount();
     }
-    return search.cut;
+    if (rank_ == 0) {  // lanes that have written what is dropped
+      for_warps(params_.group, [&](int head) {
+        float& worst = left_out()[head];
+        if (lane_ == 0) worst = fmaxf(worst, float(shared_.base[head]) / per_unit);
+      });
+    }
+    return cut;
   }
 
-  __device__ void open_range(uint32_t low, uint32_t high) {
-    search_.low = low;
-    search_.high = high;
-    search_.shift = 0;
-    while ((high - 1 - low) >> search_.shift >= kBins - search_.first_bin) ++search_.shift;
-    search_.over = kBins;
-    search_.found = 0;
+  // Ranks from low on and below high, by bins of 2^shift. The first range has a bin more, for all that is below it.
+  struct Range {
+    uint32_t low, high;
+    int first_bin;
+
+    __device__ int shift() const {
+      const uint32_t last = high - 1 - low;
+      const int least = max(0, 32 - __clz(last) - 9);  // by which it is less than kBins
+      return least + (int(last >> least) >= kBins - first_bin);
+    }
+    __device__ int bin(uint32_t rank, int shift) const {
+      return rank < low ? 0 : int((rank - low) >> shift) + first_bin;
+    }
+    __device__ Range of_bin(int bin) const {
+      const uint32_t begin = low + (uint32_t(bin - first_bin) << shift());
+      return {begin, min(high, begin + (1u << shift())), 0};
+    }
+  };
+
+  // What a count begins with.
+  __device__ void clear_counts() {
+    for_threads(params_.group * kBins, [&](int i) { shared_.bins[i] = 0; });
+    if (threadIdx.x == 0) search_.over = kBins, search_.found_here = 0;
+  }
+  __device__ void recount() {
+    __syncthreads();
+    clear_counts();
+    __syncthreads();
   }
 
-  // Adds up the shares of this block's ranks in [low, high) by bins of 2^shift; in the first range also those below,
-  // which may be nearly all, and are added up by each thread for itself.
-  __device__ void count(const Token& token, const Search& search, float per_unit) const {
-    const uint32_t low = search.low, high = search.high;
-    const int shift = search.shift, first_bin = search.first_bin, counted = min(end_, token.counted) - first_;
+  // Adds up the shares of this block's ranks by bins; those below the range, which may be nearly all, by each thread
+  // for itself.
+  __device__ void count(const Token& token, const Range& range, float per_unit) const {
+    const int shift = range.shift(), counted = min(end_, token.counted) - first_;
 #pragma unroll 1
     for (int quad = 0; quad < quads_; ++quad) {
       uint32_t lowest[kHeads] = {};
       uint32_t* bins = shared_.bins + quad * kHeads * kBins;
       for_threads(counted, [&](int page) {
         const uint32_t rank = ranks_[page];
-        if (token.always(first_ + page) || rank >= high || (rank < low && !first_bin)) return;
+        if (rank >= range.high || (rank < range.low && range.first_bin == 0) || token.always(first_ + page)) return;
         float4 share = shares_[int64_t{quad} * stride_ + page];
-        for_heads([&](int i) {
-          const uint32_t units = __float2uint_rn(at(share, i) * per_unit);
-          if (rank < low) {
-            lowest[i] += units;
-          } else if (units > 0) {
-            atomicAdd(bins + i * kBins + int((rank - low) >> shift) + first_bin, units);
-          }
-        });
+        uint32_t units[kHeads];
+        for_heads([&](int i) { units[i] = __float2uint_rn(at(share, i) * per_unit); });
+        if (rank < range.low) {
+          for_heads([&](int i) { lowest[i] += units[i]; });
+        } else {
+          uint32_t* bin = bins + range.bin(rank, shift);
+          for_heads([&](int i) {
+            if (units[i] > 0) atomicAdd(bin + i * kBins, units[i]);
+          });
+        }
       });
+      if (range.first_bin == 0) continue;
       for_heads([&](int i) {
         const uint32_t sum = __reduce_add_sync(~0u, lowest[i]);
         if (lane_ == 0 && sum > 0) atomicAdd(bins + i * kBins, sum);
@@ -286,96 +305,141 @@ class Cut {
     }
   }
 
-  // From the bins of all blocks to the one in which the budget ends.
-  __device__ void narrow(uint32_t budget) {
-    if (blocks_ > 1) {
-      for_threads(params_.group * kBins, [&](int i) {
-        uint32_t sum = 0;
+  // The bins of all blocks. Each adds up an equal part of them for all.
+  __device__ void add_up() {
+    sync_blocks();
+    if (blocks_ == 1) return;
+    const int part = params_.group * kBins / blocks_, first = rank_ * part;
+    for_threads(part, [&](int i) {
+      uint32_t sum = 0;
 #pragma unroll
-        for (int block = 0; block < kMaxCluster; ++block) {
-          if (block < blocks_) sum += cluster_.map_shared_rank(shared_.bins, block)[i];
-        }
-        shared_.bins[i] = sum;
-      });
-      __syncthreads();
-    }
-    for_warps(params_.group, [&](int i) {
-      const int bin = first_over(i, budget);
-      if (lane_ == 0) atomicMin(&search_.over, bin);
+      for (int block = 0; block < kMaxCluster; ++block) {
+        if (block < blocks_) sum += there(shared_.bins, block)[first + i];
+      }
+#pragma unroll
+      for (int block = 0; block < kMaxCluster; ++block) {
+        if (block < blocks_) there(shared_.sums, block)[first + i] = sum;
+      }
     });
-    __syncthreads();
-    const int bin = search_.over;
-    for_warps(params_.group, [&](int i) {
-      const uint32_t sum = sum_before(i, bin);
-      if (lane_ == 0) shared_.base[i] += sum;
-    });
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    const uint32_t low = search_.low + (uint32_t(bin - search_.first_bin) << search_.shift);
-    search_.done = true;
-    if (bin < search_.first_bin) {
-      search_.cut = 0;  // rounding: the least that there is has too much
-    } else if (bin == kBins) {
-      search_.cut = search_.high;
-    } else if (search_.shift == 0) {
-      search_.cut = low;
-    } else {
-      search_.done = false;
-      search_.first_bin = 0;
-      open_range(low, min(search_.high, low + (1u << search_.shift)));
-    }
+    sync_blocks();
   }
 
-  // This block's pages of the range, to the first block.
-  __device__ void collect(const Token& token, Search& search, float per_unit) const {
-    uint32_t* few_ranks = &first_block(*shared_.few_ranks);
-    uint32_t* few_units = &first_block(*shared_.few_units);
+  // The bin in which the budget ends, kBins where there is none; `base` is what is dropped below it. Of each quarter of
+  // a head's bins a lane has four that are neighbours.
+  __device__ int narrow(const Range& range, uint32_t budget) {
+    for_warps(params_.group, [&](int head) {
+      uint32_t up_to = range.first_bin == 0 ? shared_.base[head] : 0;
+      int over = kBins;
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        const uint4 bins = quarter_of_bins(head, quarter);
+        const uint32_t sum = bins.x + bins.y + bins.z + bins.w, inclusive = inclusive_sum(sum);
+        const uint32_t x = up_to + inclusive - sum + bins.x, y = x + bins.y, z = y + bins.z, w = z + bins.w;
+        const int bin = 128 * quarter + 4 * lane_;
+        if (w > budget) over = min(over, x > budget ? bin : y > budget ? bin + 1 : z > budget ? bin + 2 : bin + 3);
+        up_to += __shfl_sync(~0u, inclusive, 31);
+      }
+      over = __reduce_min_sync(~0u, over);
+      if (lane_ == 0) atomicMin(&search_.over, over);
+    });
+    __syncthreads();
+    const int over = search_.over;
+    for_warps(params_.group, [&](int head) {
+      uint32_t sum = 0;
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        const uint4 bins = quarter_of_bins(head, quarter);
+        const int before = over - (128 * quarter + 4 * lane_);  // of these bins and after
+        sum += (before > 0 ? bins.x : 0) + (before > 1 ? bins.y : 0) + (before > 2 ? bins.z : 0) +
+               (before > 3 ? bins.w : 0);
+      }
+      sum = __reduce_add_sync(~0u, sum);
+      if (lane_ == 0) shared_.base[head] = (range.first_bin == 0 ? shared_.base[head] : 0) + sum;
+    });
+    return over;
+  }
+
+  __device__ uint4 quarter_of_bins(int head, int quarter) const {
+    return reinterpret_cast<const uint4*>(shared_.sums + head * kBins + 128 * quarter)[lane_];
+  }
+
+  // The few pages of the range, to all blocks. Whether they are few enough.
+  __device__ bool collect(const Token& token, const Range& range, float per_unit) {
+    const int part = kFew / blocks_;
     for_threads(min(end_, token.counted) - first_, [&](int page) {
       const uint32_t rank = ranks_[page];
-      if (token.always(first_ + page) || rank < search.low || rank >= search.high) return;
-      const int place = atomicAdd(&search.found, 1);
-      if (place >= kFew) return;
-      few_ranks[place] = rank;
+      if (rank < range.low || rank >= range.high || token.always(first_ + page)) return;
+      int place = atomicAdd(&search_.found_here, 1);
+      if (place >= part) return;
+      place += rank_ * part;
 #pragma unroll 1
-      for (int i = 0; i < params_.group; ++i) {
-        const float4* quad = shares_ + int64_t{i / kHeads} * stride_ + page;
-        few_units[place * params_.group + i] =
-            __float2uint_rn(reinterpret_cast<const float*>(quad)[i % kHeads] * per_unit);
+      for (int block = 0; block < blocks_; ++block) {
+        there(shared_.few_ranks, block)[place] = rank;
+#pragma unroll 1
+        for (int i = 0; i < params_.group; ++i) {
+          const float4* quad = shares_ + int64_t{i / kHeads} * stride_ + page;
+          there(shared_.few_units, block)[place * params_.group + i] =
+              __float2uint_rn(reinterpret_cast<const float*>(quad)[i % kHeads] * per_unit);
+        }
       }
     });
+    __syncthreads();
+    if (blocks_ > 1) {
+      if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->found[rank_] = search_.found_here;
+      sync_blocks();
+    }
+    bool few = true;
+#pragma unroll 1
+    for (int block = 0; block < blocks_; ++block) few = few && found(block) <= part;
+    return few;
+  }
+  __device__ int found(int block) const { return blocks_ > 1 ? search_.found[block] : search_.found_here; }
+
+  // Calls body(place) for each of the few, from the `first`th of every block on.
+  template <class Body>
+  __device__ void for_few(int first, int step, const Body& body) const {
+#pragma unroll 1
+    for (int block = 0; block < blocks_; ++block) {
+      const int begin = block * (kFew / blocks_), end = begin + found(block);
+#pragma unroll 1
+      for (int place = begin + first; place < end; place += step) body(place);
+    }
   }
 
-  // A thread looks at each of the few pages: is what ranks as high and lower too much for any head? The cut is the
+  // A lane looks at some of the few pages: is what ranks as high and lower too much for the warp's head? The cut is the
   // lowest rank for which it is, and base what is below that.
-  __device__ void compare(uint32_t budget) {
-    const int found = search_.found, group = params_.group;
-    if (threadIdx.x == 0) search_.cut = search_.high;
-    __syncthreads();
-    for_threads(found * group, [&](int i) {
-      const int page = i / group, head = i - page * group;
-      const uint32_t rank = shared_.few_ranks[page];
-      uint32_t sum = shared_.base[head];
-#pragma unroll 4
-      for (int other = 0; other < found; ++other) {
-        if (shared_.few_ranks[other] <= rank) sum += shared_.few_units[other * group + head];
-      }
-      if (sum > budget) atomicMin(&search_.cut, rank);
+  __device__ uint32_t compare(uint32_t budget) {
+    const int group = params_.group;
+    for_warps(group, [&](int head) {
+      const uint32_t base = shared_.base[head];
+      uint32_t cut = ~0u;
+      for_few(lane_, 32, [&](int place) {
+        const uint32_t rank = shared_.few_ranks[place];
+        uint32_t sum = base;
+        for_few(0, 1, [&](int other) {
+          if (shared_.few_ranks[other] <= rank) sum += shared_.few_units[other * group + head];
+        });
+        if (sum > budget) cut = min(cut, rank);
+      });
+      cut = __reduce_min_sync(~0u, cut);
+      if (lane_ == 0) atomicMin(&search_.cut, cut);
     });
     __syncthreads();
-    for_warps(group, [&](int head) {
+    const uint32_t cut = search_.cut;
+    for_warps(rank_ == 0 ? group : 0, [&](int head) {
       uint32_t dropped = 0;
-      for (int page = lane_; page < found; page += 32) {
-        if (shared_.few_ranks[page] < search_.cut) dropped += shared_.few_units[page * group + head];
-      }
+      for_few(lane_, 32, [&](int place) {
+        if (shared_.few_ranks[place] < cut) dropped += shared_.few_units[place * group + head];
+      });
       dropped = __reduce_add_sync(~0u, dropped);
       if (lane_ == 0) shared_.base[head] += dropped;
     });
-    __syncthreads();
+    return cut;
   }
 
   template <class T>
-  __device__ T& first_block(T& here) const {
-    return *cluster_.map_shared_rank(&here, 0);
+  __device__ T* there(T* here, int block) const {
+    return cluster_.map_shared_rank(here, block);
   }
   __device__ void sync_blocks() const {
     if (blocks_ == 1) {
@@ -385,72 +449,40 @@ class Cut {
     }
   }
 
-  // The first bin at whose end the head has dropped more than its budget; kBins where there is none.
-  __device__ int first_over(int i, uint32_t budget) const {
-    const uint32_t* bins = shared_.bins + i * kBins;
-    uint32_t chunk = 0;  // sum of 32 bins: of chunk n in lane n
-#pragma unroll 4
-    for (int n = 0; n < kBins / 32; ++n) {
-      const uint32_t sum = __reduce_add_sync(~0u, bins[n * 32 + lane_]);
-      if (lane_ == n) chunk = sum;
-    }
-    const uint32_t up_to = shared_.base[i] + inclusive_sum(chunk);
-    const uint32_t over = __ballot_sync(~0u, up_to > budget);
-    if (over == 0) return kBins;
-    const int first = __ffs(over) - 1;
-    const uint32_t before = __shfl_sync(~0u, up_to - chunk, first);
-    const uint32_t inside = before + inclusive_sum(bins[first * 32 + lane_]);
-    return first * 32 + __ffs(__ballot_sync(~0u, inside > budget)) - 1;
-  }
-
-  __device__ uint32_t sum_before(int i, int bin) const {
-    uint32_t sum = 0;
-#pragma unroll 4
-    for (int k = lane_; k < bin; k += 32) sum += shared_.bins[i * kBins + k];
-    return __reduce_add_sync(~0u, sum);
-  }
-
   // The bits, and indices and count from them.
   __device__ void compact() {
+    __syncthreads();
     const int words = min(words_, params_.words() - rank_ * words_);
-    int count = 0;
-    for_warps(1, [&](int) {
-#pragma unroll 1
-      for (int word = lane_; word < words; word += 32) count += __popc(shared_.bits[word]);
-      count = __reduce_add_sync(~0u, count);
-      if (lane_ == 0) *shared_.listed = count;
-    });
-    sync_blocks();
-    int before = 0, total = 0;
-#pragma unroll 1
-    for (int block = 0; block < blocks_; ++block) {
-      if (block == rank_) before = total;
-      total += *cluster_.map_shared_rank(shared_.listed, block);
-    }
-    if (rank_ == 0 && threadIdx.x == 0) params_.counts[list_] = total;
+    int listed = 0;
 #pragma unroll 1
     for (int first = 0; first < words; first += kThreads) {
-      const int mine = first + threadIdx.x;
-      const uint32_t set = mine < words ? shared_.bits[mine] : 0, listed = __popc(set);
-      const uint32_t inclusive = inclusive_sum(listed);
-      int* warp_counts = reinterpret_cast<int*>(shared_.bins);
-      if (mine < words) bits()[mine] = set;
-      if (lane_ == 31) warp_counts[warp_] = inclusive;
+      const int word = first + threadIdx.x;
+      const uint32_t set = word < words ? shared_.bits[word] : 0, count = __popc(set), inclusive = inclusive_sum(count);
+      if (word < words) bits()[word] = set;
+      if (lane_ == 31) search_.of_warps[warp_] = inclusive;
       __syncthreads();
-      const int of_warp = lane_ < kWarps ? warp_counts[lane_] : 0;
-      shared_.offsets[threadIdx.x] = before + __reduce_add_sync(~0u, lane_ < warp_ ? of_warp : 0) + inclusive - listed;
-      before += __reduce_add_sync(~0u, of_warp);
-      __syncthreads();
-      for_warps(min(kThreads, words - first), [&](int word) {
-        const uint32_t of_word = shared_.bits[first + word];
-        if (of_word >> lane_ & 1) {
-          indices()[shared_.offsets[word] + __popc(of_word & ((1u << lane_) - 1))] =
-              first_ + (first + word) * 32 + lane_;
-        }
-      });
+      const int of_warp = lane_ < kWarps ? search_.of_warps[lane_] : 0;
+      const int before = listed + __reduce_add_sync(~0u, lane_ < warp_ ? of_warp : 0);
+      if (word < words) shared_.offsets[word] = before + inclusive - count;
+      listed += __reduce_add_sync(~0u, of_warp);
       __syncthreads();
     }
-    sync_blocks();  // all have read this block's count
+    int before = 0, total = listed;
+    if (blocks_ > 1) {
+      if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->listed[rank_] = listed;
+      sync_blocks();
+      const int of_block = lane_ < blocks_ ? search_.listed[lane_] : 0;
+      before = __reduce_add_sync(~0u, lane_ < rank_ ? of_block : 0);
+      total = __reduce_add_sync(~0u, of_block);
+    }
+    if (rank_ == 0 && threadIdx.x == 0) params_.counts[list_] = total;
+    for_warps(words, [&](int word) {
+      const uint32_t set = shared_.bits[word];
+      if (set >> lane_ & 1) {
+        const int place = before + shared_.offsets[word] + __popc(set & ((1u << lane_) - 1));
+        indices()[place] = first_ + word * 32 + lane_;
+      }
+    });
   }
 
   const SelectParams& params_;
@@ -501,8 +533,8 @@ int blocks_of_list(const SelectParams& params, int multiprocessors) {
 }  // namespace
 
 bool cut_fits(const SelectParams& params, int multiprocessors) {
-  const int words = words_of_block(params.words(), blocks_of_list(params, multiprocessors));
-  return Shared::bytes(params, words) + kSearchBytes <= kMaxSmem;
+  const int cluster = blocks_of_list(params, multiprocessors);
+  return Shared::bytes(params, words_of_block(params.words(), cluster), cluster) + kSearchBytes <= kMaxSmem;
 }
 
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {
@@ -510,7 +542,7 @@ cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t st
   // Room beside the other blocks of a multiprocessor, unless there are too few blocks for all of them anyway. Of a
   // block's memory its Search takes a part, and the system 1 KiB more.
   const int words = words_of_block(params.words(), cluster);
-  const int fixed = Shared::bytes(params, words);
+  const int fixed = Shared::bytes(params, words, cluster);
   const int of_block = lists * cluster <= multiprocessors ? kMaxSmem : (kMaxSmem + 1024) / kBlocks - 1024;
   const int limit = of_block - kSearchBytes;
   const int64_t wanted = int64_t{words} * 32 * (params.quads() * int(sizeof(float4)) + 4);

@@ -1,14 +1,17 @@
 // How the blocks that make lists share their work, and what they keep in shared memory (cut.cu).
 #pragma once
 
+#include "pages/exp2.cuh"
 #include "pages/launch.h"
 #include "pages/warp.cuh"
 
 namespace lite_attention::pages {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kMaxCluster = 8;
 constexpr int kBins = 512;
 constexpr int kFew = 256;  // pages that are compared with each other
+static_assert(kBins == 4 * 4 * 32, "a lane has four bins of each quarter");
 
 template <class Body>
 __device__ void for_threads(int count, const Body& body) {
@@ -43,64 +46,74 @@ __device__ inline uint32_t inclusive_sum(uint32_t x) {
 struct Mass {
   float most = kLowest, sum = 0.f;
 
-  __device__ void add(float2 other) {
-    const float above = fmaxf(most, other.x);
-    sum = sum * exp2f(most - above) + other.y * exp2f(other.x - above);
+  template <int kCount>
+  __device__ void add(const float2 (&others)[kCount]) {
+    float above = most;
+#pragma unroll
+    for (float2 other : others) above = fmaxf(above, other.x);
+    sum *= exp2_approximate(most - above);
+#pragma unroll
+    for (float2 other : others) sum += other.y * exp2_approximate(other.x - above);
     most = above;
   }
-  __device__ float2 of_warp() const {
-    const float above = warp_max(most);
-    return make_float2(above, warp_sum(sum * exp2f(most - above)));
+  // Over every kApart-th lane.
+  template <int kApart>
+  __device__ void add_lanes() {
+    float above = most;
+#pragma unroll
+    for (int step = kApart; step < 32; step *= 2) above = fmaxf(above, __shfl_xor_sync(~0u, above, step));
+    sum *= exp2_approximate(most - above);
+#pragma unroll
+    for (int step = kApart; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    most = above;
   }
 };
 
 // Pages of a block of the cluster: full words of the list's bits.
 __host__ __device__ inline int words_of_block(int words, int cluster) { return (words + cluster - 1) / cluster; }
 
-// Where the search stands. The first block of a cluster decides, and the others look it up.
+// What the blocks of a cluster tell each other, and what the threads of one do.
 struct Search {
-  uint32_t least, most;  // of the block's ranks that may be dropped
-  uint32_t low, high;    // the present range of ranks
-  uint32_t cut;
-  int shift;      // of the range's bins
-  int first_bin;  // 1 where there is a bin more, for all that is below the range
-  int over;       // the first bin at whose end some head has dropped too much
-  int found;      // pages of the range that are few
-  bool done;
+  int over;                 // the first bin at whose end some head has dropped too much
+  uint32_t cut;             // the least rank of the few for which some head has
+  int found_here;           // pages of this block among the few, and more where there was no room for them
+  int found[kMaxCluster];   // of each block
+  int listed[kMaxCluster];  // pages of each block
+  int of_warps[kWarps];
 };
 
 // Dynamic shared memory.
 struct Shared {
   float4* shares;       // where there is room for them: see Cut::shares_
+  float4* factors;      // (quads), for each of four heads log2 of the mass of all pages
   float2* partial;      // (quads * kHeads, kWarps), masses by warp
-  float2* factors;      // (quads * kHeads), the largest log-mass, and one over the sum of masses beside it
-  uint32_t* bins;       // (group, kBins) of this block, in the first one then of all
-  uint32_t* base;       // (group), dropped below the present range
-  uint32_t* few_ranks;  // (kFew)
+  uint32_t* bins;       // (group, kBins) of this block
+  uint32_t* sums;       // (group, kBins) of all blocks
   uint32_t* few_units;  // (kFew, group)
+  uint32_t* few_ranks;  // (kFew), of each block an equal part
+  uint32_t* base;       // (group), dropped below the present range
   uint32_t* bits;       // (words of the block)
-  int* offsets;         // (kThreads), of words in the list
-  int* listed;          // pages of this block
+  int* offsets;         // (words of the block), in the block's part of the list
   int room;             // bytes for shares and ranks
 
-  __device__ Shared(const SelectParams& params, int words, uint4* smem) {
+  __device__ Shared(const SelectParams& params, int words, int blocks, uint4* smem) {
     const int heads = params.quads() * kHeads, group = params.group;
     room = params.cut_room;
     shares = reinterpret_cast<float4*>(smem);
-    partial = reinterpret_cast<float2*>(shares + room / sizeof(float4));
-    factors = partial + heads * kWarps;
-    bins = reinterpret_cast<uint32_t*>(factors + heads);
-    base = bins + group * kBins;
-    few_ranks = base + group;
-    few_units = few_ranks + kFew;
-    bits = few_units + group * kFew;
+    factors = shares + room / sizeof(float4);
+    partial = reinterpret_cast<float2*>(factors + params.quads());
+    bins = reinterpret_cast<uint32_t*>(partial + heads * kWarps);
+    sums = blocks > 1 ? bins + group * kBins : bins;
+    few_units = sums + group * kBins;
+    few_ranks = few_units + group * kFew;
+    base = few_ranks + kFew;
+    bits = base + group;
     offsets = reinterpret_cast<int*>(bits + words);
-    listed = offsets + kThreads;
   }
   // Without the room for shares.
-  static int bytes(const SelectParams& params, int words) {
-    return 4 * (2 * params.quads() * kHeads * (kWarps + 1) + params.group * (kBins + 1 + kFew) + kFew + words +
-                kThreads + 1);
+  static int bytes(const SelectParams& params, int words, int blocks) {
+    const int bins = (blocks > 1 ? 2 : 1) * kBins;
+    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + params.group * (bins + kFew + 1) + kFew + 2 * words);
   }
 };
 

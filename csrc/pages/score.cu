@@ -12,6 +12,7 @@
 
 #include "dependent_launch.cuh"
 #include "pages/codes.cuh"
+#include "pages/exp2.cuh"
 #include "pages/launch.h"
 #include "pages/queries.cuh"
 #include "pages/scope.cuh"
@@ -45,15 +46,6 @@ __device__ float max_over_pages(float x) {
 __device__ float sum_over_pages(float x) {
 #pragma unroll
   for (int step = 4; step < 32; step *= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
-__device__ float exp2_approximate(float x) {
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
-}
-__device__ float sqrt_approximate(float x) {
-  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
   return x;
 }
 

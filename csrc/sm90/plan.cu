@@ -27,6 +27,7 @@ constexpr int kNear = kPlanThreads;
 struct Near {
   Sequence sequences[kNear];  // by their place in the order
   int offsets[kNear + 1];     // first entry of each place
+  int4 entries[kNear];        // of the plan
   int prefix[kNear + 1];      // of the plan
 
   // Not constructed: what it has in shared memory is written before it is read.
@@ -50,6 +51,11 @@ __device__ int block_exclusive_sum(int value, int& total) {
   const int of_warp = warp_sums[lane];
   total = __reduce_add_sync(~0u, of_warp);
   return __reduce_add_sync(~0u, lane < warp ? of_warp : 0) + inclusive - value;
+}
+
+// A quotient of what is rarely large: 64 bits take several times as long.
+__device__ int64_t quotient(int64_t value, int divisor) {
+  return value >> 31 == 0 ? int64_t(uint32_t(value) / uint32_t(divisor)) : value / divisor;
 }
 
 // Maxima over the block's threads.
@@ -100,6 +106,11 @@ __device__ int streamed_items(const Items& items, int workers, const Tile& tile)
   return first_streamed <= all_streamed && items.many_tiles ? first : items.count;
 }
 
+__device__ int tiles_of(int tokens, const Packing& packing) {
+  if (tokens > 0 && tokens <= packing.tokens_per_tile) return 1;  // a division less
+  return (tokens + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
+}
+
 // Sequences by falling number of keys, ties in their own order: the place of each is the number that come before it.
 // Whole items balance best when long ones are taken first. Not worth its square of steps beyond what Near holds.
 __device__ void order_sequences(const Lengths& lengths, int* order, bool longest_first, Near& near) {
@@ -135,9 +146,8 @@ __device__ Sequence sequence_at(int place, const Lengths& lengths, const int* or
 
 // A worker's first items, as Scheduler::next_run finds them. Where such items are streamed, sequences are in their own
 // order.
-__device__ Start start_of(int worker, const Plan& plan, const int* prefix, const Lengths& lengths, const int* order,
-                          const Near& near) {
-  const PlanHeader& header = *plan.header;
+__device__ Start start_of(int worker, const PlanHeader& header, const int4* entries, const int* prefix,
+                          const Lengths& lengths, const int* order, const Near& near) {
   const Columns columns(header.columns, header.num_workers);
   Start start{};
   if (!columns.has(worker)) return start;
@@ -155,16 +165,16 @@ __device__ Start start_of(int worker, const Plan& plan, const int* prefix, const
   for (Work& work : start.items) {
     if (position >= end) continue;
     const int begin = prefix[entry], weight = prefix[entry + 1] - begin, first = position - head_begin - begin;
-    const int4 tiles = plan.entries[entry];
-    const int count = min(weight - first, end - position), item = position - first;
+    const int4 tiles = entries[entry];
+    const int count = min(weight - first, end - position), item = position - first, item_run = item / run;
     work.batch = tiles.x;
     work.m_tile = tiles.y;
     work.head_tile = columns.head_tile(place, column);
     work.n_begin = tiles.z + first;
     work.n_end = work.n_begin + min(count, tiles.w);
-    work.first_run = columns.first_run(column) + item / run;
-    work.part = own_run - item / run;
-    work.parts = (item + weight - 1) / run - item / run + 1;
+    work.first_run = columns.first_run(column) + item_run;
+    work.part = own_run - item_run;
+    work.parts = (item + weight - 1) / run - item_run + 1;
     work.seq = sequence_at(work.batch, lengths, order, near);
     if (!lengths.cu_seqlens_q) work.seq.q_begin = work.batch * lengths.seqlen_q;
     position += count;
@@ -186,8 +196,10 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   wait_for_kernels_before();
   let_next_kernel_wait();
   int* arrivals = words + sizeof(PlanHeader) / 4;
-  int4* entries = reinterpret_cast<int4*>(words + bounds.entries());
+  int4* plan_entries = reinterpret_cast<int4*>(words + bounds.entries());
   __shared__ Near near;
+  __shared__ PlanHeader header;
+  int4* entries = Near::holds_entries(bounds) ? near.entries : plan_entries;
   int* prefix = Near::holds_entries(bounds) ? near.prefix : words + bounds.prefix();
   int* offsets = Near::holds_sequences(lengths) ? near.offsets : words + bounds.offsets();
   int* order = words + bounds.order();
@@ -195,12 +207,19 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   order_sequences(lengths, order, longest_first, near);
 
   int num_entries = 0, most_tiles = 0;
+  bool one_each = false;  // one tile of every sequence, as in a decode step
   for (int first = 0; first < lengths.planned(); first += kPlanThreads) {
     int place = first + threadIdx.x, m_tiles = 0;
     if (place < lengths.planned()) {
-      const Sequence seq = sequence_at(place, lengths, order, near);
-      m_tiles = (max(seq.seqlen_q, 0) + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
+      m_tiles = tiles_of(max(sequence_at(place, lengths, order, near).seqlen_q, 0), packing);
       most_tiles = max(most_tiles, m_tiles);
+    }
+    if (lengths.planned() <= kNear) {
+      one_each = __syncthreads_and(m_tiles == 1 || place >= lengths.planned());
+      if (one_each) {
+        num_entries = lengths.planned();
+        break;
+      }
     }
     int total, before = block_exclusive_sum(m_tiles, total);
     if (place < lengths.planned()) offsets[place] = num_entries + before;
@@ -216,7 +235,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   // while the longest item runs.
   const bool masked = lengths.window_left >= 0 || lengths.window_right >= 0;
   int most[] = {most_tiles};
-  block_max(most);
+  if (!one_each) block_max(most);
   int last_heads = min(masked ? 2 * bounds.num_workers / max(most[0], 1) + 1 : 1, packing.head_tiles);
   const int first_of_last = num_entries - (bounds.num_workers + last_heads - 1) / last_heads;
 
@@ -225,21 +244,23 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   for (int first = 0; first < num_entries; first += kPlanThreads) {
     int e = first + threadIdx.x, weight = 0;
     if (e < num_entries) {
-      int lo = 0, hi = lengths.planned();  // the last place whose first entry is at most e
+      int lo = one_each ? e : 0, hi = one_each ? e : lengths.planned();  // the last place that begins at or before e
       while (hi - lo > 1) {
         int mid = (lo + hi) / 2;
         (offsets[mid] <= e ? lo : hi) = mid;
       }
       const Sequence seq = sequence_at(lo, lengths, order, near);
-      int m_tiles = (seq.seqlen_q + packing.tokens_per_tile - 1) / packing.tokens_per_tile;
       // Under a causal mask the last queries see the most keys: first come the longest.
-      int m_tile = m_tiles - 1 - (e - offsets[lo]);
+      int m_tile = one_each ? 0 : tiles_of(seq.seqlen_q, packing) - 1 - (e - offsets[lo]);
       int first_token = m_tile * packing.tokens_per_tile;
       int last_token = min(first_token + packing.tokens_per_tile, seq.seqlen_q) - 1;
-      int n_begin = seq.first_key(lengths, first_token) / tile.block_n;
+      const int first_key = seq.first_key(lengths, first_token);
+      int n_begin = first_key == 0 ? 0 : first_key / tile.block_n;
       int n_end = (seq.end_key(lengths, last_token) + tile.block_n - 1) / tile.block_n;
       int count = max(0, n_end - n_begin);
-      entries[e] = make_int4(order[lo], m_tile, n_begin, count);
+      const int4 entry = make_int4(longest_first ? order[lo] : lo, m_tile, n_begin, count);
+      entries[e] = entry;
+      plan_entries[e] = entry;
       weight = max(1, count);  // rows that see no key still have zeros to write
     }
     int total, before = block_exclusive_sum(weight, total);
@@ -259,14 +280,13 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     items.total = int64_t{total_weight} * packing.head_tiles;
     const int streamed = never_split ? 0 : streamed_items(items, bounds.num_workers, tile);
     const int heads = streamed / max(num_entries, 1), entries_left = streamed - heads * num_entries;
-    PlanHeader& header = *reinterpret_cast<PlanHeader*>(words);
     // Tiles of few rows are bound by memory, where the heads of a token are neighbours. Of others one head's parts find
     // its keys in L2.
     const bool few_rows = tile.block_m == kRowsPerWarpgroup;
     header.columns = few_rows ? Columns::of(packing.head_tiles) : 1;
-    header.streamed = (int64_t{heads} * total_weight + prefix[entries_left]) / header.columns;
+    header.streamed = quotient(int64_t{heads} * total_weight + prefix[entries_left], header.columns);
     const int runs = Columns(header.columns, bounds.num_workers).runs;
-    header.run = (header.streamed + runs - 1) / runs;
+    header.run = quotient(header.streamed + runs - 1, runs);
     header.num_entries = num_entries;
     header.num_items = items.count;
     header.first_whole = streamed;
@@ -280,12 +300,12 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
         few_rows ? packing.head_tiles : max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
     header.taken = header.finished = 0;
     header.starts = few_rows && streamed == items.count && header.streamed <= INT_MAX / 2;
+    *reinterpret_cast<PlanHeader*>(words) = header;
   }
   __syncthreads();
-  const Plan plan(words);
-  if (plan.header->starts && threadIdx.x < bounds.num_workers) {
+  if (header.starts && threadIdx.x < bounds.num_workers) {
     reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x] =
-        start_of(threadIdx.x, plan, prefix, lengths, order, near);
+        start_of(threadIdx.x, header, entries, prefix, lengths, order, near);
   }
 }
 

@@ -1,0 +1,15 @@
+// The approximate functions of the hardware: their error is far below that of what they are applied to.
+#pragma once
+
+namespace lite_attention::pages {
+
+__device__ inline float exp2_approximate(float x) {
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
+__device__ inline float sqrt_approximate(float x) {
+  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
+
+}  // namespace lite_attention::pages
