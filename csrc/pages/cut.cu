@@ -229,8 +229,9 @@ class Cut {
         break;
       }
       if (threadIdx.x == 0) search_.cut = range.high;
-      if (collect(token, range, per_unit)) {
-        cut = compare(budget);
+      const int found = collect(token, range, per_unit);
+      if (found <= kFew) {
+        cut = compare(found, budget);
         break;
       }
       recount();
@@ -363,74 +364,61 @@ class Cut {
     return reinterpret_cast<const uint4*>(shared_.sums + head * kBins + 128 * quarter)[lane_];
   }
 
-  // The few pages of the range, to all blocks. Whether they are few enough.
-  __device__ bool collect(const Token& token, const Range& range, float per_unit) {
-    const int part = kFew / blocks_;
+  // How many pages of all blocks the range has. Where they are few, every block gets them all.
+  __device__ int collect(const Token& token, const Range& range, float per_unit) {
+    const int group = params_.group;
     for_threads(min(end_, token.counted) - first_, [&](int page) {
       const uint32_t rank = ranks_[page];
       if (rank < range.low || rank >= range.high || token.always(first_ + page)) return;
-      int place = atomicAdd(&search_.found_here, 1);
-      if (place >= part) return;
-      place += rank_ * part;
+      const int place = atomicAdd(&search_.found_here, 1);
+      if (place >= kFew) return;
+      shared_.own_ranks[place] = rank;
 #pragma unroll 1
-      for (int block = 0; block < blocks_; ++block) {
-        there(shared_.few_ranks, block)[place] = rank;
-#pragma unroll 1
-        for (int i = 0; i < params_.group; ++i) {
-          const float4* quad = shares_ + int64_t{i / kHeads} * stride_ + page;
-          there(shared_.few_units, block)[place * params_.group + i] =
-              __float2uint_rn(reinterpret_cast<const float*>(quad)[i % kHeads] * per_unit);
-        }
+      for (int i = 0; i < group; ++i) {
+        const float4* quad = shares_ + int64_t{i / kHeads} * stride_ + page;
+        shared_.own_units[place * group + i] =
+            __float2uint_rn(reinterpret_cast<const float*>(quad)[i % kHeads] * per_unit);
       }
     });
     __syncthreads();
-    if (blocks_ > 1) {
-      if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->found[rank_] = search_.found_here;
-      sync_blocks();
-    }
-    bool few = true;
-#pragma unroll 1
-    for (int block = 0; block < blocks_; ++block) few = few && found(block) <= part;
-    return few;
-  }
-  __device__ int found(int block) const { return blocks_ > 1 ? search_.found[block] : search_.found_here; }
-
-  // Calls body(place) for each of the few, from the `first`th of every block on.
-  template <class Body>
-  __device__ void for_few(int first, int step, const Body& body) const {
-#pragma unroll 1
-    for (int block = 0; block < blocks_; ++block) {
-      const int begin = block * (kFew / blocks_), end = begin + found(block);
-#pragma unroll 1
-      for (int place = begin + first; place < end; place += step) body(place);
-    }
+    if (blocks_ == 1) return search_.found_here;
+    if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->found[rank_] = search_.found_here;
+    sync_blocks();
+    const int found = __reduce_add_sync(~0u, lane_ < blocks_ ? search_.found[lane_] : 0);
+    for_threads(found <= kFew ? found : 0, [&](int i) {
+      int block = 0, place = i;
+      while (place >= search_.found[block]) place -= search_.found[block++];
+      shared_.few_ranks[i] = there(shared_.own_ranks, block)[place];
+#pragma unroll 4
+      for (int head = 0; head < group; ++head) {
+        shared_.few_units[i * group + head] = there(shared_.own_units, block)[place * group + head];
+      }
+    });
+    __syncthreads();
+    return found;
   }
 
-  // A lane looks at some of the few pages: is what ranks as high and lower too much for the warp's head? The cut is the
+  // A thread looks at each of the few pages: is what ranks as high and lower too much for any head? The cut is the
   // lowest rank for which it is, and base what is below that.
-  __device__ uint32_t compare(uint32_t budget) {
+  __device__ uint32_t compare(int found, uint32_t budget) {
     const int group = params_.group;
-    for_warps(group, [&](int head) {
-      const uint32_t base = shared_.base[head];
-      uint32_t cut = ~0u;
-      for_few(lane_, 32, [&](int place) {
-        const uint32_t rank = shared_.few_ranks[place];
-        uint32_t sum = base;
-        for_few(0, 1, [&](int other) {
-          if (shared_.few_ranks[other] <= rank) sum += shared_.few_units[other * group + head];
-        });
-        if (sum > budget) cut = min(cut, rank);
-      });
-      cut = __reduce_min_sync(~0u, cut);
-      if (lane_ == 0) atomicMin(&search_.cut, cut);
+    for_threads(found * group, [&](int i) {
+      const int page = i / group, head = i - page * group;
+      const uint32_t rank = shared_.few_ranks[page];
+      uint32_t sum = shared_.base[head];
+#pragma unroll 4
+      for (int other = 0; other < found; ++other) {
+        if (shared_.few_ranks[other] <= rank) sum += shared_.few_units[other * group + head];
+      }
+      if (sum > budget) atomicMin(&search_.cut, rank);
     });
     __syncthreads();
     const uint32_t cut = search_.cut;
     for_warps(rank_ == 0 ? group : 0, [&](int head) {
       uint32_t dropped = 0;
-      for_few(lane_, 32, [&](int place) {
-        if (shared_.few_ranks[place] < cut) dropped += shared_.few_units[place * group + head];
-      });
+      for (int page = lane_; page < found; page += 32) {
+        if (shared_.few_ranks[page] < cut) dropped += shared_.few_units[page * group + head];
+      }
       dropped = __reduce_add_sync(~0u, dropped);
       if (lane_ == 0) shared_.base[head] += dropped;
     });

@@ -76,7 +76,7 @@ __host__ __device__ inline int words_of_block(int words, int cluster) { return (
 struct Search {
   int over;                 // the first bin at whose end some head has dropped too much
   uint32_t cut;             // the least rank of the few for which some head has
-  int found_here;           // pages of this block among the few, and more where there was no room for them
+  int found_here;           // pages of this block in the range, of which there is room for kFew
   int found[kMaxCluster];   // of each block
   int listed[kMaxCluster];  // pages of each block
   int of_warps[kWarps];
@@ -89,8 +89,10 @@ struct Shared {
   float2* partial;      // (quads * kHeads, kWarps), masses by warp
   uint32_t* bins;       // (group, kBins) of this block
   uint32_t* sums;       // (group, kBins) of all blocks
-  uint32_t* few_units;  // (kFew, group)
-  uint32_t* few_ranks;  // (kFew), of each block an equal part
+  uint32_t* own_units;  // (kFew, group), of the few pages of this block
+  uint32_t* own_ranks;  // (kFew)
+  uint32_t* few_units;  // (kFew, group), of the few pages of all blocks
+  uint32_t* few_ranks;  // (kFew)
   uint32_t* base;       // (group), dropped below the present range
   uint32_t* bits;       // (words of the block)
   int* offsets;         // (words of the block), in the block's part of the list
@@ -104,7 +106,9 @@ struct Shared {
     partial = reinterpret_cast<float2*>(factors + params.quads());
     bins = reinterpret_cast<uint32_t*>(partial + heads * kWarps);
     sums = blocks > 1 ? bins + group * kBins : bins;
-    few_units = sums + group * kBins;
+    own_units = sums + group * kBins;
+    own_ranks = own_units + group * kFew;
+    few_units = blocks > 1 ? own_ranks + kFew : own_units;
     few_ranks = few_units + group * kFew;
     base = few_ranks + kFew;
     bits = base + group;
@@ -112,8 +116,8 @@ struct Shared {
   }
   // Without the room for shares.
   static int bytes(const SelectParams& params, int words, int blocks) {
-    const int bins = (blocks > 1 ? 2 : 1) * kBins;
-    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + params.group * (bins + kFew + 1) + kFew + 2 * words);
+    const int counts = params.group * (kBins + kFew) + kFew;  // of this block, and of all
+    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + (blocks > 1 ? 2 : 1) * counts + params.group + 2 * words);
   }
 };
 

@@ -147,14 +147,17 @@ __device__ Sequence sequence_at(int place, const Lengths& lengths, const int* or
 // A worker's first items, as Scheduler::next_run finds them. Where such items are streamed, sequences are in their own
 // order.
 __device__ Start start_of(int worker, const PlanHeader& header, const int4* entries, const int* prefix,
-                          const Lengths& lengths, const int* order, const Near& near) {
+                          const Lengths& lengths, const Packing& packing, const int* order, const Near& near) {
   const Columns columns(header.columns, header.num_workers);
   Start start{};
+  start.valid = 1;
   if (!columns.has(worker)) return start;
   const int column = columns.column(worker), own_run = columns.run(worker);
   const int run = int(header.run), streamed = int(header.streamed), head_weight = prefix[header.num_entries];
   int position = min(streamed, own_run * run);
   const int end = min(streamed, position + run);
+  start.position = position;
+  start.end = end;
   int place = position / max(head_weight, 1), head_begin = place * head_weight;
   int entry = 0, above = header.num_entries;  // the last one that begins at or before the position
   while (above - entry > 1) {
@@ -177,6 +180,7 @@ __device__ Start start_of(int worker, const PlanHeader& header, const int4* entr
     work.parts = (item + weight - 1) / run - item_run + 1;
     work.seq = sequence_at(work.batch, lengths, order, near);
     if (!lengths.cu_seqlens_q) work.seq.q_begin = work.batch * lengths.seqlen_q;
+    work.to_call(lengths.lists, packing);
     position += count;
     if (first + count == weight && ++entry == header.num_entries) {
       entry = 0;
@@ -299,13 +303,18 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.last_heads =
         few_rows ? packing.head_tiles : max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
     header.taken = header.finished = 0;
-    header.starts = few_rows && streamed == items.count && header.streamed <= INT_MAX / 2;
     *reinterpret_cast<PlanHeader*>(words) = header;
   }
   __syncthreads();
-  if (header.starts && threadIdx.x < bounds.num_workers) {
-    reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x] =
-        start_of(threadIdx.x, header, entries, prefix, lengths, order, near);
+  const bool started =
+      tile.block_m == kRowsPerWarpgroup && header.first_whole == header.num_items && header.streamed <= INT_MAX / 2;
+  if (threadIdx.x < bounds.blocks) {
+    Start& start = reinterpret_cast<Start*>(words + Plan::starts(bounds.blocks))[threadIdx.x];
+    if (started && threadIdx.x < bounds.num_workers) {
+      start = start_of(threadIdx.x, header, entries, prefix, lengths, packing, order, near);
+    } else {
+      start.valid = 0;
+    }
   }
 }
 

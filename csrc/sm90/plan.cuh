@@ -25,7 +25,6 @@ struct PlanHeader {
   int entries, prefix;                      // where these arrays begin, in words from the header
   int columns;                              // of the streamed items
   int last_heads;  // that are worked on side by side, the last ones of those whose items are taken whole
-  int starts;      // whether workers have a Start
   // Items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
 };
@@ -62,14 +61,24 @@ struct Work {
   int part;            // which of them this is, from the item's first tiles on
   int first_run;       // what has the first one
   Sequence seq;        // read once here, so that nobody else waits for device memory
+
+  // From what the plan calls a sequence, one KV head of one, to the sequence and its head tile.
+  __device__ void to_call(const PageLists& lists, const Packing& packing) {
+    if (!lists.indices) return;
+    head_tile += batch % lists.heads * packing.head_tiles;
+    batch /= lists.heads;
+  }
 };
 
 // What a worker of few rows begins with where all is streamed, found by one load: a chain of loads and divisions before
-// the first keys is felt in a decode step. Its sequences begin where they would in packed tensors.
+// the first keys is felt in a decode step. Its sequences begin where they would in packed tensors, and where lists are
+// of KV heads their numbers are those of the call.
 struct alignas(16) Start {
   static constexpr int kItems = 2;
   Work items[kItems];
-  int entry, place, head_begin;  // of what comes then
+  int valid;                     // zero where something is taken whole: nothing else is set then
+  int position, end;             // of the run
+  int entry, place, head_begin;  // of what comes after the items
 };
 
 // The arrays of a plan. After the header come the arrival counters, one a block of each worker, zero between launches.

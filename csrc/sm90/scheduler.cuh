@@ -41,18 +41,15 @@ class Scheduler {
       position_ += max(1, work.n_end - work.n_begin);
       if (!lengths.cu_seqlens_q) work.seq.q_begin = 0;
       work.seq.k_begin = lengths.cu_seqlens_k ? lengths.cu_seqlens_k[work.batch] : 0;  // a plan may not know it
+      return work;
+    }
+    if (kWhole || takes_) {
+      next_whole(plan, work);
     } else {
-      if (kWhole || takes_) {
-        next_whole(plan, work);
-      } else {
-        next_run(plan, work);
-      }
-      work.seq = Sequence::load(lengths, work.batch);
+      next_run(plan, work);
     }
-    if (lengths.lists.indices) {
-      work.head_tile += work.batch % lengths.lists.heads * params_.packing.head_tiles;
-      work.batch /= lengths.lists.heads;
-    }
+    work.seq = Sequence::load(lengths, work.batch);
+    work.to_call(lengths.lists, params_.packing);
     return work;
   }
 
@@ -103,19 +100,21 @@ class Scheduler {
   }
 
   __device__ void begin_run(const Plan& plan) {
+    if (kStarts && start_.valid) {
+      given_ = 0;
+      position_ = start_.position;
+      end_ = start_.end;
+      entry_ = start_.entry;
+      place_ = start_.place;
+      head_begin_ = start_.head_begin;
+      return;
+    }
     const PlanHeader& header = *plan.header;
     const Columns columns(header.columns, header.num_workers);
     if (!columns.has(worker_)) return;
     position_ = min(header.streamed, columns.run(worker_) * header.run);
     end_ = min(header.streamed, position_ + header.run);
     if (position_ >= end_) return;
-    if (kStarts && header.starts) {
-      given_ = 0;
-      entry_ = start_.entry;
-      place_ = start_.place;
-      head_begin_ = start_.head_begin;
-      return;
-    }
     const int64_t head_weight = plan.prefix[header.num_entries];
     place_ = int(position_ / head_weight);
     head_begin_ = place_ * head_weight;
