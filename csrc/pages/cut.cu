@@ -507,6 +507,10 @@ __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_con
 // Of a block's shared memory: what the launch asks for begins at the next multiple of 16.
 constexpr int kSearchBytes = (int(sizeof(Search)) + 15) / 16 * 16;
 
+bool fits(const SelectParams& params, int cluster) {
+  return Shared::bytes(params, words_of_block(params.words(), cluster), cluster) + kSearchBytes <= kMaxSmem;
+}
+
 // Few lists are shared among blocks until there is one for every multiprocessor.
 int blocks_of_list(const SelectParams& params, int multiprocessors) {
   const int lists = params.batch * params.sketches.heads_k;
@@ -515,14 +519,13 @@ int blocks_of_list(const SelectParams& params, int multiprocessors) {
          params.max_blocks >= 2 * cluster * kLeastPages) {
     cluster *= 2;
   }
-  return cluster;
+  return fits(params, cluster) ? cluster : 1;  // one block does not need the counts of others
 }
 
 }  // namespace
 
 bool cut_fits(const SelectParams& params, int multiprocessors) {
-  const int cluster = blocks_of_list(params, multiprocessors);
-  return Shared::bytes(params, words_of_block(params.words(), cluster), cluster) + kSearchBytes <= kMaxSmem;
+  return fits(params, blocks_of_list(params, multiprocessors));
 }
 
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream) {

@@ -142,22 +142,21 @@ class Epilogue {
     }
   }
 
-  // True in all consumer threads of the block whose part completes the item.
+  // True in all consumer threads of the block whose part completes the item. The barriers order what the threads of a
+  // block write and read, and one thread's atomic, which releases and acquires, orders that among blocks.
   __device__ bool arrived_last() const {
-    __threadfence();
     cutlass::arch::NamedBarrier::sync(Traits::kConsumerThreads, kConsumers);
     if (threadIdx.x == 128) {
       int* arrivals =
           Plan(params_.plan).arrivals + work_.first_run * Traits::kCluster + Cluster<Traits::kCluster>::rank();
-      bool last = atomicAdd(arrivals, 1) == work_.parts - 1;
+      int before;
+      asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+      bool last = before == work_.parts - 1;
       if (last) *arrivals = 0;  // for the next launch under the same plan
-      __threadfence();
       smem_.last_arrival = last;
     }
     cutlass::arch::NamedBarrier::sync(Traits::kConsumerThreads, kConsumers);
-    const bool last = __shfl_sync(~0u, int(smem_.last_arrival), 0);
-    __threadfence();
-    return last;
+    return __shfl_sync(~0u, int(smem_.last_arrival), 0);
   }
 
   // Every warpgroup adds up its own rows. A warp has eight loads under way, of one row, or of several where those have

@@ -18,10 +18,10 @@ using namespace cute;
 
 // The shapes to tune: rows, keys and ring stages, as many as fit in shared memory. Prefill tiles are bound by the
 // tensor cores and exp2, decode tiles by the bytes of K and V. At head_dim 128 these are as fast with two stages as
-// with three, and a step over lists of pages is faster, whose kernels follow each other closely. kPaged and kDecode of
-// a head dim have one kBlockN: with it a row's result does not depend on which of the two computes it. Clusters are for
-// kFull, where blocks walk the same keys at one time: under a mask half the rows of a cluster would wait at its
-// diagonal, and where some sequences decode, one of its blocks would only look on.
+// with three, at 64 with three as with five, and a step over lists of pages is faster, whose kernels follow each other
+// closely. kPaged and kDecode of a head dim have one kBlockN: with it a row's result does not depend on which of the
+// two computes it. Clusters are for kFull, where blocks walk the same keys at one time: under a mask half the rows of a
+// cluster would wait at its diagonal, and where some sequences decode, one of its blocks would only look on.
 template <int kBlockM_, int kBlockN_, int kStages_, int kCluster_ = 1>
 struct Shape {
   using Type = Shape;
@@ -34,7 +34,7 @@ struct TileShape : TileShape<kHeadDim, TileKind::kPrefill> {};
 template <>
 struct TileShape<64, TileKind::kPrefill> : Shape<192, 128, 4> {};
 template <>
-struct TileShape<64, TileKind::kDecode> : Shape<64, 128, 5> {};
+struct TileShape<64, TileKind::kDecode> : Shape<64, 128, 3> {};
 template <>
 struct TileShape<96, TileKind::kPrefill> : Shape<128, 128, 3> {};
 template <>
