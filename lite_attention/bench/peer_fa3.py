@@ -59,7 +59,7 @@ class FA3:
         if shape.fp8 == "kv":
             q = q.to(inputs.k.dtype)
         k, v = (inputs.k, inputs.v) if paged else (rows(inputs.k), rows(inputs.v))
-        out = torch.empty_like(q, dtype=torch.bfloat16)
+        out = torch.empty_like(q, dtype=torch.float16 if q.dtype == torch.float16 else torch.bfloat16)
         ops = torch.ops._vllm_fa3_C
         metadata = None
         if shape.planned:
