@@ -41,7 +41,10 @@ PARTS = {
     "errors": ([], ["tests/gpu/test_beside_fa3.py"]),
     "vllm": ([], ["tests/gpu/test_vllm_isolation.py", "tests/gpu/test_vllm_gpu.py"]),
 } | {
-    tool: (["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"], ["tests/gpu/test_sanitized.py"])
+    tool: (
+        ["compute-sanitizer", "--tool", tool, "--print-limit", "0", "--error-exitcode", "1"],  # all that is found
+        ["tests/gpu/test_sanitized.py"],
+    )
     for tool in ("memcheck", "racecheck", "synccheck")
 }
 # Each tensor an allocation of its own: inside of a cached block memcheck sees no access past a tensor's end.
