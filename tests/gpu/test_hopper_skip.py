@@ -137,9 +137,8 @@ def test_a_tile_stays_for_one_row_and_goes_for_none(few, d, dtype):
     for n in range(0, tiles, 2):
         for first, rows in ((0, tile_m), (tile_m, few)):
             q[:, first + (5 + 23 * n) % rows, :, 1 + n] = 1.0
-        k[:, n * tile_n + 7 * n % tile_n, :, 1 + n] = (
-            far if n % 4 else 2 * far
-        )  # as far up as the last tile, and farther
+        up = far if n % 4 else 2 * far  # to the scores of the last tile, or above them
+        k[:, n * tile_n + 7 * n % tile_n, :, 1 + n] = up
     generator = torch.Generator(accuracy.DEVICE).manual_seed(d)
     v = accuracy.random(*k.shape, dtype=dtype, generator=generator)
     both = lists(1, 4, sq, tiles * tile_n, d, 1.0, seed=0)
