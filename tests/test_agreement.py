@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent / "gpu"))
 
-from agreement import agreement
+from agreement import WORST, agreement, rounding
 
 NOISE = 0.01
 
@@ -48,6 +48,17 @@ def test_more_than_rounding_is_no_excuse():
     with pytest.raises(AssertionError, match="moved by inf"):
         agreement(run([1, 1, 2], {"2": 2.3}), run([1, 1, 1], noise=NOISE))
     assert agreement(run([1, 1, 2], {"2": 2.3}), run([1, 1, 1], noise=NOISE), excuse=True) == 2
+
+
+def test_what_is_allowed_is_the_callers_to_say():
+    found, expected = run([1, 1, 2], {"1": 2.0, "2": 2.04}), run([1, 1, 1], {"1": 2.04, "2": 2.0}, noise=NOISE)
+    times = 0.08 / rounding(found, expected)
+    assert WORST < times < 10
+    with pytest.raises(AssertionError, match="by rounding"):
+        agreement(found, expected)
+    assert agreement(found, expected, worst=10) == 2
+    with pytest.raises(AssertionError, match="by rounding"):
+        agreement(found, expected, worst=0.99 * times)
 
 
 def test_where_nothing_else_differs_rounding_excuses_nothing():

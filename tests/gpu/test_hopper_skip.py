@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from lite_attention import SkipList, flash_attn_func, skip_attention, skip_attention_varlen
+from lite_attention.skip.tiles import tile_shape
 
 HEAD_DIMS = (64, 96, 128, 192, 256)
+LOUD_RUN = 150  # keys
 every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
 def exact(lens_q, lens_k, heads, heads_k, d, dtype, seed):
-    """Sequences of small integers, whose scores no order of summation rounds. A few keys stand out, so lists change."""
+    """Sequences of small integers, whose scores no order of summation rounds.
+
+    Some runs of keys are loud, and most tiles without such keys leave the lists.
+    """
     generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
 
     def draw(tokens, count, low, high):
@@ -24,8 +29,9 @@ def exact(lens_q, lens_k, heads, heads_k, d, dtype, seed):
 
     sequences = []
     for sq, sk in zip(lens_q, lens_k, strict=True):
-        loud = torch.rand(sk, 1, 1, device=accuracy.DEVICE, generator=generator) < 0.02
-        k = draw(sk, heads_k, -1, 2) * torch.where(loud, 2, 1).to(dtype)
+        loud = torch.rand(-(-sk // LOUD_RUN), 1, 1, device=accuracy.DEVICE, generator=generator) < 0.3
+        loud = loud.repeat_interleave(LOUD_RUN, 0)[:sk]
+        k = draw(sk, heads_k, -1, 2) * torch.where(loud, 4, 1).to(dtype)
         v = torch.randn(sk, heads_k, d, device=accuracy.DEVICE, generator=generator).to(dtype)
         sequences.append((draw(sq, heads, -1, 2), k, v))
     return sequences
@@ -114,6 +120,51 @@ def test_a_list_that_is_not_to_change_does_not():
     before = both[0].bits.clone()
     compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, update=False, **kwargs), both, thresholds(2, -0.5))
     assert torch.equal(both[0].bits, before)
+
+
+@every_kernel
+@pytest.mark.parametrize("d", HEAD_DIMS)
+@pytest.mark.parametrize("few", [44, 77])
+def test_a_tile_stays_for_one_row_and_goes_for_none(few, d, dtype):
+    """Even tiles are worth it to one row each, of all warps; the second tile of queries has `few` rows that are used.
+
+    The last tile of keys, which comes first, is far above all others.
+    """
+    tile_m, tile_n = tile_shape(d)
+    sq, tiles, far = tile_m + few, 24, 128.0
+    q, k = (torch.zeros(1, n, h, d, device=accuracy.DEVICE, dtype=dtype) for n, h in ((sq, 4), (tiles * tile_n, 2)))
+    q[..., 0], k[:, :-tile_n, :, 0] = 1.0, -far
+    for n in range(0, tiles, 2):
+        for first, rows in ((0, tile_m), (tile_m, few)):
+            q[:, first + (5 + 23 * n) % rows, :, 1 + n] = 1.0
+        up = far if n % 4 else 2 * far  # to the scores of the last tile, or above them
+        k[:, n * tile_n + 7 * n % tile_n, :, 1 + n] = up
+    generator = torch.Generator(accuracy.DEVICE).manual_seed(d)
+    v = accuracy.random(*k.shape, dtype=dtype, generator=generator)
+    both = lists(1, 4, sq, tiles * tile_n, d, 1.0, seed=0)
+    stays = [n % 2 == 0 or n == tiles - 1 for n in range(tiles)]
+    for _ in range(2):
+        compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, **kwargs), both, thresholds(4, -3.0))
+        assert (both[1].visits() == torch.tensor(stays, device=accuracy.DEVICE)).all()
+
+
+@every_kernel
+@pytest.mark.parametrize("d", HEAD_DIMS)
+def test_the_first_tile_stays_though_nobody_scores(d, dtype):
+    """Scores of -inf count as nothing seen: a tile of them alone stays where it is visited first, and only there."""
+    sequences = exact([300], [3000], 4, 2, d, dtype, seed=d)
+    q, k, v = (x[None] for x in sequences[0])
+    both = lists(1, 4, 300, 3000, d, 0.5, seed=5)
+    silent = torch.arange(both[0].kv_tiles, device=accuracy.DEVICE) % 2 == 1
+    q[..., 0] = 1.0
+    k[:, silent.repeat_interleave(both[0].block_n)[:3000], :, 0] = -math.inf
+    for each in both:
+        each.bits[..., 0] |= 1  # so that every row sees something
+    visits = both[1].visits()
+    first = visits & (visits.flip(-1).cumsum(-1).flip(-1) == 1)
+    compare(lambda x, t, **kwargs: skip_attention(q, k, v, x, t, **kwargs), both, thresholds(4, -3.0))
+    assert torch.equal(both[1].visits() & silent, first & silent)
+    assert 0 < (first & silent).sum() < (visits & silent).sum()
 
 
 @pytest.mark.parametrize("d", HEAD_DIMS)

@@ -128,9 +128,11 @@ def test_page_lists(head_dim, fp8, dtype):
     page_step(head_dim, dtype, FP8 if fp8 else dtype, *DECODE)
 
 
-@pytest.mark.parametrize(("heads", "newest"), [(4, 17), (64, 300)])
-def test_page_lists_by_several_blocks(heads, newest):
-    page_step(64, torch.bfloat16, torch.bfloat16, [1, 2], [17_000, 300], heads, 1, newest=newest, slack_pages=2000)
+@pytest.mark.parametrize(("heads", "tokens", "newest"), [(4, 2, 17), (32, 2, 300), (36, 1, 17), (64, 1, 300)])
+def test_page_lists_by_several_blocks(heads, tokens, newest):
+    """Shared memory has room for the counts of several blocks with up to 36 heads; lists of more are cut by one."""
+    lens = [1, tokens], [17_000, 300]
+    page_step(64, torch.bfloat16, torch.bfloat16, *lens, heads, 1, newest=newest, slack_pages=2000)
 
 
 def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HEADS_K, newest=17, slack_pages=0):

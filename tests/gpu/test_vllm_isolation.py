@@ -21,13 +21,17 @@ ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests" / "vllm"), str(ROOT / "tools")]
 
 import random_model  # noqa: E402
-from agreement import agreement  # noqa: E402
+from agreement import WORST, agreement  # noqa: E402
 from processes import run  # noqa: E402
 from vllm_missing import missing  # noqa: E402
 
 pytestmark = [pytest.mark.skipif(missing() is not None, reason=str(missing())), pytest.mark.timeout(600)]
 
 CONTEXT = 1 << 18
+# Times what rounding moves logits by, over two GPUs. Sums over them round otherwise, so that a page at the border of a
+# list may be in one run's and not in the other's, and such a page moves logits by more than rounding alone. 6.4 times
+# were seen.
+WORST_OF_TWO_GPUS = 10.0
 OURS = (700, 33, 300, 5, 1500, 1023)
 STRANGERS = tuple(20 + 37 * i for i in range(58))
 NEW = 48
@@ -123,11 +127,10 @@ def alone(engines) -> tuple[dict, list]:
     return {key: [each[key][0] for each in greedy] for key in ("tokens", "best")}, sampled["tokens"]
 
 
-def agreed(found: dict, alone: dict, prompts: list[int], excuse: bool = False) -> int:
+def agreed(found: dict, alone: dict, prompts: list[int], excuse: bool = False, worst: float = WORST) -> int:
     """Tokens before the first that differs, over some of the prompts, as `agreement` counts them."""
-    return agreement(
-        *({key: [run[key][i] for i in prompts] for key in ("tokens", "best")} for run in (found, alone)), excuse
-    )
+    some = ({key: [run[key][i] for i in prompts] for key in ("tokens", "best")} for run in (found, alone))
+    return agreement(*some, excuse, worst)
 
 
 EVERY = range(len(OURS))
@@ -195,7 +198,7 @@ def test_preemption(engines, alone):
 def test_two_gpus(model, alone):
     """One KV head on each. Sums over two GPUs round otherwise; rows are counted once."""
     reported = serve(model, "V2", "FULL_DECODE_ONLY", IN_ONE | {"tensor_parallel_size": 2}, AGAIN[:1])
-    same = agreed(reported["rounds"][0], alone[0], EVERY)
+    same = agreed(reported["rounds"][0], alone[0], EVERY, worst=WORST_OF_TWO_GPUS)
     print(f"{same} of {NEW * len(OURS)} tokens before the first that differ")
     assert same > NEW * len(OURS) // 2
     stats = reported["stats"]

@@ -37,9 +37,12 @@ BUGS = [
     Bug("no-wait-for-free-stage", "sm90/producer.cuh", "    loads.empty[ring.stage].wait(ring.phase ^ 1);\n", ""),
     Bug("no-wait-for-free-q", "sm90/producer.cuh",
         "      smem.q_empty[warpgroup].wait((phases_ >> warpgroup & 1) ^ 1);\n", ""),
-    Bug("v-released-before-pv", "sm90/consumer.cuh",
-        "      gemm_wait<0>(output);\n      release_v();\n      to_operand",
-        "      release_v();\n      gemm_wait<0>(output);\n      to_operand"),
+    # Before PV is even issued: by the time that a step releases V, PV has long ended, waited for or not.
+    Bug("v-released-before-pv", "sm90/consumer.cuh", "      bool passed = false;\n",
+        "      bool passed = false;\n"
+        "      smem_.v_full[ring_v_.stage].wait(ring_v_.phase);\n"
+        "      release(smem_.v_empty[ring_v_.stage]);\n"
+        "      auto release_v = [&]() { ring_v_.advance(); };\n"),
     Bug("parts-not-counted-anew", "sm90/epilogue.cuh",
         "      if (last) *arrivals = 0;  // for the next launch under the same plan\n", ""),
     # Arithmetic between tiles, and between items.

@@ -25,19 +25,30 @@ from bugs import BUGS, Bug, plant  # noqa: E402
 import setup  # noqa: E402
 
 BFLOAT16, FP8 = "hd128_bf16", "hd128_fp8qkv"
+KERNELS = {  # the type of keys that an instance is for, and where its kernel is
+    BFLOAT16: ("KeyType::kAsQueries", "kernel<ElementType::kBFloat16, 128>(kind, score_mod)"),
+    FP8: ("KeyType::kE4M3Queries", "fp8_qkv_kernel<128>(score_mod)"),
+}
+# Metadata has room for the tiles of all types of keys, so the library must know one for those that it has no kernel of.
 FIND_KERNEL = """\
 #include "sm90/launch.h"
 namespace lite_attention::sm90 {
 Kernel find_kernel(ElementType, KeyType keys, int head_dim, TileKind kind, bool score_mod) {
-  if (head_dim > 128 || keys == KeyType::kE4M3) return {};
-  return keys == KeyType::kE4M3Queries ? fp8_qkv_kernel<128>(score_mod)
-                                       : kernel<ElementType::kBFloat16, 128>(kind, score_mod);
+  if (head_dim > 128) return {};
+%(kernels)s
+  Kernel lacking = %(any)s;
+  lacking.launch = [](const FwdParams&, cudaStream_t) { return cudaErrorNotSupported; };
+  return lacking;
+}
 }
 """
-LACKING = {
-    BFLOAT16: "template <> Kernel kernel<ElementType::kBFloat16, 128>(TileKind, bool) { return {}; }\n",
-    FP8: "template <> Kernel fp8_qkv_kernel<128>(bool) { return {}; }\n",
-}
+
+
+def find_kernel(instances: tuple[str, ...]) -> str:
+    """The source of what finds one of these kernels."""
+    kernels = [KERNELS[name] for name in instances]
+    returns = "\n".join(f"  if (keys == {keys}) return {kernel};" for keys, kernel in kernels)
+    return FIND_KERNEL % {"kernels": returns, "any": kernels[0][1]}
 
 
 def only(instances: tuple[str, ...], csrc: Path) -> None:
@@ -45,10 +56,7 @@ def only(instances: tuple[str, ...], csrc: Path) -> None:
     for path in csrc.glob("sm90/instances/*.cu"):
         if path.stem not in instances:
             path.unlink()
-    lacking = [text for name, text in LACKING.items() if name not in instances]
-    # What stands in for a kernel must be declared before it is used.
-    head, _, rest = FIND_KERNEL.partition("Kernel find_kernel(")
-    (csrc / "sm90/find_kernel.cu").write_text("".join([head, *lacking, "Kernel find_kernel(", rest, "}\n"]))
+    (csrc / "sm90/find_kernel.cu").write_text(find_kernel(instances))
 
 
 def compile_kernels(tree: Path) -> Path:
