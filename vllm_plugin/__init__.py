@@ -2,5 +2,6 @@
 
 Installing the package is enough: vLLM finds the entry points of `register` in every process it starts. Until the
 backend is chosen it adds one name to vLLM's list of backends and nothing else; `lite_attention` and `backend`, `impl`
-and `metadata` are imported only by a process that computes attention with it.
+and `metadata` are imported only by a process that computes attention with it, and `lite_attention` by one that checks
+which layers its settings name.
 """

@@ -66,8 +66,9 @@ class Listing:
     Attributes:
         settings: the engine's.
         memory: where lists are written.
-        tally: counts what the layers of a KV-cache group read; the layer's place in it is `slot`. The metadata builder
-            gives both.
+        tally: counts what the layers of a KV-cache group read; the layer's place in it is `slot`.
+        eps: of this layer: a number of the host, which CUDA graphs keep as they were captured.
+            The metadata builder gives these three by `join`: it knows which layer this is.
     """
 
     def __init__(
@@ -81,6 +82,13 @@ class Listing:
         self.memory = shared(vllm_config.scheduler_config.max_num_seqs, num_kv_heads, blocks, device)
         self.tally: Tally | None = None
         self.slot = 0
+        self.eps = settings.eps
+
+    def join(self, tally: Tally, slot: int, layer: int) -> None:
+        """Makes this the model's layer of that index, and of that place in the tally."""
+        self.tally, self.slot = tally, slot
+        own = self.settings.own_eps(layer, self.layers)
+        self.eps = self.settings.eps if own is None else own
 
     def check(self, vllm_config: VllmConfig, decode_len: int) -> None:
         """Raises NotImplementedError where an engine does what lists can't. `decode_len`: tokens a request a step."""
@@ -136,7 +144,7 @@ class Listing:
             query,
             sketches.view(kv_cache, self.head_size),
             *batch_arguments,
-            eps=self.settings.eps,
+            eps=self.eps,
             min_context=self.settings.min_context,
             newest=self.settings.newest,
             softmax_scale=scale,

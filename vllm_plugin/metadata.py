@@ -120,16 +120,16 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             sketch_bytes,
             self.device,
         )
-        for slot, (_, listing) in enumerate(listed):
-            listing.tally, listing.slot = self.tally, slot
+        for slot, (index, listing) in enumerate(listed):
+            listing.join(self.tally, slot, index)
         metrics.publish(self.layer_names[0], self.tally)
         if self.on_gpu:
             warmup.install()
         logger.info_once(
-            "%s decodes from listed pages: eps %g, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
+            "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
             "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
             NAME,
-            first.settings.eps,
+            _eps_told(listed),
             first.settings.min_context,
             first.settings.newest,
             str(list(first.settings.dense_layers)),
@@ -192,3 +192,10 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
 
     def use_cascade_attention(self, *args: object, **kwargs: object) -> bool:  # 0.26 - 0.31
         return False
+
+
+def _eps_told(listed: list[tuple[int, Listing]]) -> str:
+    """The eps of the layers, and how many have one of their own, for the log."""
+    settings, layers = listed[0][1].settings, listed[0][1].layers
+    own = [listing.eps for index, listing in listed if settings.own_eps(index, layers) is not None]
+    return f"{settings.eps:g}" + (f" ({len(own)} layers have their own: {min(own):g} to {max(own):g})" if own else "")

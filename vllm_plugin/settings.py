@@ -31,49 +31,70 @@ _READ_ELSEWHERE = (
 )  # in this project, after the prefix
 
 
+Eps = Annotated[StrictFloat | StrictInt, Field(ge=0, lt=1)]
+
+
 class PageSettings(BaseModel):
     """Decoding reads the pages of the KV cache that the present queries need. Off unless asked for.
 
     Attributes:
-        pages: whether it does. Without it, giving an `eps` turns it on.
+        pages: whether it does. Without it, giving an `eps` or a `layer_eps` turns it on.
         eps: the share of softmax mass that a KV head's list of pages may leave out, by estimate, for each of its query
             heads: 0 to below 1. 0 is off: dense attention, bit for bit, and no memory for sketches.
         min_context: requests with fewer tokens than this are attended to densely.
         newest: that many of the newest tokens are always read.
         dense_layers: layers by index that stay dense and keep no sketches; from the end where negative.
+        layer_eps: by index, from the end where negative, the eps of layers that don't take `eps`. With 0 a layer lists
+            everything, dense to the bit, and keeps its sketches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pages: StrictBool | None = None
-    eps: Annotated[StrictFloat | StrictInt, Field(ge=0, lt=1)] = 0.02
+    eps: Eps = 0.02
     min_context: Annotated[StrictInt, Field(ge=0)] = 4096
     newest: Annotated[StrictInt, Field(ge=1)] = 64
     dense_layers: tuple[StrictInt, ...] = ()
+    layer_eps: dict[int, Eps] = {}  # keys as JSON has them, too: "3"
 
     @property
     def enabled(self) -> bool:
-        asked = "eps" in self.model_fields_set if self.pages is None else self.pages
+        given = "eps" in self.model_fields_set or bool(self.layer_eps)
+        asked = given if self.pages is None else self.pages
         return asked and self.eps > 0
+
+    def own_eps(self, layer: int, layers: int) -> float | None:
+        """What `layer_eps` has for this layer, of so many; None where it takes `eps`."""
+        own = self.layer_eps.get(layer, self.layer_eps.get(layer - layers))
+        return None if own is None else float(own)
 
 
 def resolve(additional_config: object, environment: Mapping[str, str] = os.environ) -> PageSettings:
     """The settings that `additional_config` and the environment ask for.
 
     Raises:
-        ValueError: a key that is not one of `PageSettings`, or a value out of its range; the message names the
-            argument or the variable, what it was given, and what works.
+        ValueError: a key that is not one of `PageSettings`, a value out of its range, or a file of `layer_eps` that
+            can't be read; the message names the argument or the variable, what it was given, and what works.
     """
     arguments = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
     if not isinstance(arguments, Mapping):
         raise ValueError(f"additional_config[{KEY!r}]: got {arguments!r}; needs an object of {_fields()}")
     texts = {name: environment.get(_variable(name)) for name in PageSettings.model_fields}
     values = {name: _parsed(name, text) for name, text in texts.items() if text} | dict(arguments)
+    if isinstance(path := values.get("layer_eps"), str):
+        values["layer_eps"] = _read(path, _where("layer_eps", "layer_eps" in arguments))
     try:
-        return PageSettings.model_validate(values)
+        settings = PageSettings.model_validate(values)
     except ValidationError as error:
-        names = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
-        raise ValueError("; ".join(_told(name, values[name], name in arguments) for name in names)) from None
+        wrong = {str(each["loc"][0]): _given(values, each["loc"]) for each in error.errors()}
+        raise ValueError("; ".join(_told(name, value, name in arguments) for name, value in wrong.items())) from None
+    if settings.layer_eps and settings.eps == 0 and settings.pages is not False:
+        where = _where("layer_eps", "layer_eps" in arguments)
+        raise ValueError(
+            f"{where}: got layers with an eps of their own where eps is 0, which is dense attention in all; needs an "
+            "eps above 0, or 'pages' false"
+        )
+    return settings
 
 
 def of(vllm_config: VllmConfig) -> PageSettings:
@@ -85,14 +106,12 @@ def keep(vllm_config: VllmConfig) -> PageSettings:
     """Resolves the settings, once and for all processes of an engine, into its configuration.
 
     Raises:
-        ValueError: as `resolve`, and for layers that the model hasn't.
+        ValueError: as `resolve`, and for layers that the model hasn't, or that are named twice.
     """
     settings = of(vllm_config)
     if settings.enabled:
         layers = vllm_config.model_config.get_total_num_hidden_layers()
-        for index in settings.dense_layers:
-            if not -layers <= index < layers:
-                raise ValueError(f"dense_layers: got {index}; needs {-layers} to {layers - 1}, the model's layers")
+        _check_layers(settings, layers)
     if isinstance(vllm_config.additional_config, dict):
         kept = settings.model_dump(mode="json") | {"pages": settings.enabled}
         vllm_config.additional_config = {**vllm_config.additional_config, KEY: kept}
@@ -136,12 +155,37 @@ def _variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
+def _where(name: str, argument: bool) -> str:
+    return f"additional_config[{KEY!r}][{name!r}]" if argument else _variable(name)
+
+
+def _read(path: str, where: str) -> dict[int, float]:
+    """The layers of a file. Workers get what it has, not its path: they may run where there is no such file."""
+    from lite_attention.layer_eps import read_layer_eps
+
+    return read_layer_eps(path, where).eps
+
+
+def _check_layers(settings: PageSettings, layers: int) -> None:
+    if settings.dense_layers or settings.layer_eps:
+        from lite_attention.layer_eps import check_layers
+
+        check_layers(settings.layer_eps, settings.dense_layers, layers)
+
+
+def _given(values: Mapping[str, Any], place: tuple[str | int, ...]) -> Any:
+    """What was given for the field at a place of pydantic's; of a mapping the entry that is wrong."""
+    value = values[place[0]]
+    if isinstance(value, Mapping) and len(place) > 1:
+        return {key: each for key, each in value.items() if str(key) == str(place[1])}
+    return value
+
+
 def _told(name: str, value: Any, argument: bool) -> str:
     """What was given where, and what works, for a field that pydantic refused."""
     if name not in _WORKS:
         return f"additional_config[{KEY!r}]: got the key {name!r}; needs one of {_fields()}"
-    where = f"additional_config[{KEY!r}][{name!r}]" if argument else _variable(name)
-    return f"{where}: got {value!r}; needs {_WORKS[name]}"
+    return f"{_where(name, argument)}: got {value!r}; needs {_WORKS[name]}"
 
 
 _WORKS = {
@@ -150,4 +194,5 @@ _WORKS = {
     "min_context": "an integer of 0 or more, in tokens",
     "newest": "an integer of 1 or more, in tokens",
     "dense_layers": "a list of integers, the indices of layers",
+    "layer_eps": "numbers from 0 to below 1 by the index of their layer, or the path of a TOML file that has them",
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from lite_attention.calibration.thresholds import HeadGroup, Layer, Thresholds
 from lite_attention.checks import wrong
+from lite_attention.toml import need_tomlkit, parse_toml
 
 HEAD = (
     "# Thresholds of LiteAttention, in log2 units: lite_attention.calibrate wrote them, load_thresholds reads them.\n"
@@ -32,7 +32,7 @@ def save_thresholds(thresholds: Thresholds, path: str | Path) -> None:
         "step_ranges": thresholds.step_ranges,
         "layers": [_layer_table(layer) for layer in thresholds.layers],
     }
-    Path(path).write_text(HEAD + _tomlkit("save_thresholds").dumps(document), encoding="utf-8")
+    Path(path).write_text(HEAD + need_tomlkit("save_thresholds").dumps(document), encoding="utf-8")
 
 
 def load_thresholds(model: nn.Module, path: str | Path) -> Thresholds:
@@ -58,7 +58,7 @@ def read_thresholds(path: str | Path) -> Thresholds:
     """The thresholds in a file. Raises ValueError for another content, which it names."""
     text = Path(path).read_text(encoding="utf-8")
     try:
-        return _thresholds(_parse(text))
+        return _thresholds(parse_toml(text, "load_thresholds"))
     except KeyError as error:
         raise wrong("path", f"{path} without {error}", "a file that save_thresholds wrote") from None
     except (ValueError, TypeError) as error:  # TOML's errors are among these
@@ -122,19 +122,3 @@ def _check_row(name: str, ranges: list[tuple[int, int]] | tuple[tuple[int, int],
         at = stop
     if at == 0 or end not in (None, at):
         raise ValueError(f"{name} are {list(ranges)}, which don't end at {end}")
-
-
-def _tomlkit(purpose: str) -> ModuleType:
-    try:
-        import tomlkit
-    except ModuleNotFoundError:
-        raise RuntimeError(f"{purpose} needs tomlkit: pip install 'lite-attention[calibrate]'") from None
-    return tomlkit
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        return _tomlkit("load_thresholds, before Python 3.11,").parse(text).unwrap()
-    return tomllib.loads(text)

@@ -6,13 +6,19 @@ import argparse
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lite_attention.bench.environment import environment
+from lite_attention.layer_eps import LayerEps, check_layers, read_layer_eps, write_layer_eps
 from lite_attention.quality.plan import PARTS, Plan
 from lite_attention.quality.setting import Setting
+
+if TYPE_CHECKING:
+    from lite_attention.quality.calibrate import Calibration
 
 EXTRA = {"transformers": "the model", "rich": "progress and tables", "matplotlib": "the picture"}
 JSON, TABLE, PICTURE = "results.json", "README.md", "loss.png"
@@ -58,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dense-layers", type=_list(int), default=(), metavar="A,B", help="layers without lists, from the end if < 0"
     )
+    by_layer = parser.add_mutually_exclusive_group()
+    by_layer.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="find an eps for each layer with which it truly leaves out --eps, write them as TOML, measure them too",
+    )
+    by_layer.add_argument(
+        "--layer-eps", type=Path, metavar="FILE", help="measure the eps of each layer in a file of --calibrate, too"
+    )
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     parser.add_argument(
         "--device",
@@ -76,14 +92,17 @@ def run(arguments: argparse.Namespace) -> int:
     models and short texts. Lists apply at any length here, as if min_context were 0.
     """
     _check_extra()
+    _check_calibrate(arguments)
     # With transformers, rich and matplotlib there, as checked.
+    from lite_attention.quality.calibrate import calibrate
+    from lite_attention.quality.decoder import Decoder
     from lite_attention.quality.load import described, load
     from lite_attention.quality.measure import measure
     from lite_attention.quality.picture import draw
     from lite_attention.quality.results import Run
     from lite_attention.quality.screen import Screen
     from lite_attention.quality.table import markdown
-    from lite_attention.quality.texts import read_texts
+    from lite_attention.quality.texts import read_texts, windows
 
     for path in (arguments.model / "config.json", *arguments.texts):
         if not path.is_file():
@@ -92,6 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
     model, tokenizer = load(arguments.model, device, arguments.dtype)
     texts = read_texts(arguments.texts, tokenizer)
     plan = _plan(arguments, min(model.config.max_position_embeddings, *(len(text.tokens) for text in texts)))
+    if arguments.layer_eps:
+        by_layer = _from_file(arguments, model.config.num_hidden_layers)
+        plan = replace(plan, settings=(*plan.settings, by_layer))
     versions = {"transformers": importlib.metadata.version("transformers")}
     found = Run(environment(device, arguments.commit) | versions, described(model, arguments.model))
     for name, value in (found.model | found.environment).items():
@@ -101,6 +123,21 @@ def run(arguments: argparse.Namespace) -> int:
     stopped = False
     try:
         with screen.progress() as tell:
+            if arguments.calibrate:
+                calibration = calibrate(
+                    Decoder(model, 1, plan.context),
+                    found.model["model"],
+                    list(windows(texts, tokenizer, plan.context, device)),
+                    plan.positions,
+                    plan.settings[0],
+                    tell,
+                )
+                write_layer_eps(calibration.found, arguments.calibrate)
+                screen.say(f"Written: {arguments.calibrate}")
+                if calibration.never:
+                    screen.say(_warning(calibration))
+                found.calibration = calibration
+                plan = replace(plan, settings=(*plan.settings, _by_layer(plan.settings[0], calibration.found)))
             for _ in measure(plan, model, tokenizer, texts, found, tell):
                 found.write(arguments.out / JSON)  # each time: a run that is cut short has what it measured
     except KeyboardInterrupt:
@@ -139,6 +176,39 @@ def _plan(arguments: argparse.Namespace, most: int) -> Plan:
         arguments.cases,
         arguments.prompts,
         arguments.tokens,
+    )
+
+
+def _check_calibrate(arguments: argparse.Namespace) -> None:
+    """Refuses, before anything is loaded, what a calibration can't do."""
+    if not arguments.calibrate:
+        return
+    if len(arguments.eps) != 1 or arguments.eps[0] == 0:
+        given = ",".join(f"{eps:g}" for eps in arguments.eps)
+        raise SystemExit(f"--eps: got {given}; needs one number above 0, the target of --calibrate")
+    if arguments.calibrate.is_dir() or not arguments.calibrate.parent.is_dir():
+        raise SystemExit(f"--calibrate: got {arguments.calibrate}; needs the path of a file, in a folder that exists")
+
+
+def _from_file(arguments: argparse.Namespace, layers: int) -> Setting:
+    """What --layer-eps has, for a model of so many layers."""
+    try:
+        found = read_layer_eps(arguments.layer_eps, "--layer-eps")
+        check_layers(found.eps, arguments.dense_layers, layers)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    return _by_layer(Setting(found.target, arguments.newest, arguments.dense_layers), found)
+
+
+def _by_layer(setting: Setting, found: LayerEps) -> Setting:
+    return replace(setting, layer_eps=tuple(found.eps.items()))
+
+
+def _warning(calibration: Calibration) -> str:
+    found, layers = calibration.found, ", ".join(map(str, calibration.never))
+    return (
+        f"Warning: layers {layers} leave out more than {found.target:g} with every eps that was tried; they have the "
+        f"smallest, {found.eps[calibration.never[0]]:.4g}. They may do better in --dense-layers."
     )
 
 

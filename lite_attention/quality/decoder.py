@@ -102,6 +102,7 @@ class _Step:
             if self.tally is not None and window is None:
                 self.tally.add_dense(layer, cache, steps, q.shape[1])
             return _dense(q, cache, self.chunk.whole, scale, window)[0]
+        eps = self.setting.eps_of(layer, self.depth)
         lists = select_pages(
             q,
             cache.sketch,
@@ -109,7 +110,7 @@ class _Step:
             steps.seqused_k,
             steps.block_table,
             1,
-            eps=self.setting.eps,
+            eps=eps,
             newest=self.setting.newest,
             softmax_scale=scale,
         )
@@ -126,7 +127,7 @@ class _Step:
         )
         if self.tally is not None:
             lse_dense = _dense(q, cache, self.chunk.whole, scale, None)[1]
-            self.tally.add(layer, cache, steps, lists, lse, lse_dense)
+            self.tally.add(layer, cache, steps, lists, lse, lse_dense, sketched=eps > 0)
         return out
 
 

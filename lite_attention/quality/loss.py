@@ -6,7 +6,7 @@ prefilled densely, once for all settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,13 +66,13 @@ def measure_loss(
     decoder.prefill(0, tokens[:start])
     given, targets = tokens[start:-1], tokens[start + 1 :].split(AT_ONCE)
     done(f"{name}: dense")
-    dense = _replay(decoder, start, given, DENSE, None)
+    dense = list(replay(decoder, start, given, DENSE, None))
     dense_nll = _each(_nll, dense, targets)
     found = []
     for setting in settings:
         done(f"{name}: {setting}")
         tally = Tally(setting.eps)
-        logits = _replay(decoder, start, given, setting, tally)
+        logits = list(replay(decoder, start, given, setting, tally))
         nll = _each(_nll, logits, targets)
         change = nll - dense_nll
         ratio = change.mean().exp().item()
@@ -94,10 +94,11 @@ def measure_loss(
     return found
 
 
-def _replay(decoder: Decoder, start: int, given: Tensor, setting: Setting, tally: Tally | None) -> list[Tensor]:
+def replay(decoder: Decoder, start: int, given: Tensor, setting: Setting, tally: Tally | None) -> Iterator[Tensor]:
     """Logits (n, vocab) after each of `given`, decoded from position `start` on, some at a time."""
     decoder.truncate(0, start)
-    return [decoder.decode([0], part[None], setting, tally)[0] for part in given.split(AT_ONCE)]
+    for part in given.split(AT_ONCE):
+        yield decoder.decode([0], part[None], setting, tally)[0]
 
 
 def _each(measure: Callable[[Tensor, Tensor], Tensor], logits: list[Tensor], others: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lite_attention.quality.decoder import Decoder
@@ -14,7 +13,7 @@ from lite_attention.quality.plan import Plan
 from lite_attention.quality.results import Run
 from lite_attention.quality.retrieval import NEEDLES, make_cases, measure_retrieval
 from lite_attention.quality.setting import Setting
-from lite_attention.quality.texts import Text, prefix_of
+from lite_attention.quality.texts import Text, windows
 
 
 def measure(
@@ -26,12 +25,10 @@ def measure(
     done: Callable[[str], None],
 ) -> Iterator[None]:
     """Adds to `run`; yields whenever something was added. `done` is told what is done."""
-    prefix = prefix_of(tokenizer)
     if "loss" in plan.parts:
         decoder = Decoder(model, 1, plan.context)
-        for text in texts:
-            tokens = torch.cat([prefix, text.window(plan.context - len(prefix), 0)]).to(model.device)
-            run.loss += measure_loss(decoder, text.name, tokens, plan.positions, plan.settings, done)
+        for name, tokens in windows(texts, tokenizer, plan.context, model.device):
+            run.loss += measure_loss(decoder, name, tokens, plan.positions, plan.settings, done)
             yield
     if "retrieval" in plan.parts:
         for length in plan.lengths:

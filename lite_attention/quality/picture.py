@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lite_attention.quality.loss import Loss
 from lite_attention.quality.results import Run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and marks for those who see none.
@@ -14,18 +15,23 @@ MARKS = "osD^vP"
 
 
 def draw(run: Run, path: Path) -> bool:
-    """Writes a PNG: a line for each text and context. False, and no file, where no loss was measured."""
+    """Writes a PNG: a line for each text and context, and one for settings by layer.
+
+    False, and no file, where no loss was measured.
+    """
     if not run.loss:
         return False
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    lines = dict.fromkeys((one.text, one.context) for one in run.loss)
-    for n, (text, context) in enumerate(lines):
-        found = [one for one in run.loss if (one.text, one.context) == (text, context)]
+    lines: dict[tuple[str, int, str], list[Loss]] = {}
+    for one in run.loss:
+        how = ", by layer" if one.setting.layer_eps else ""
+        lines.setdefault((one.text, one.context, how), []).append(one)
+    for n, ((text, context, how), found) in enumerate(lines.items()):
         found.sort(key=lambda one: one.read.bytes)
         points = [(one.read.bytes, 100 * one.change) for one in found]
         colour, mark = COLOURS[n % len(COLOURS)], MARKS[n % len(MARKS)]
-        axes.plot(*zip(*points, strict=True), color=colour, marker=mark, label=f"{text}, {context} tokens")
+        axes.plot(*zip(*points, strict=True), color=colour, marker=mark, label=f"{text}, {context} tokens{how}")
         for one, point in zip(found, points, strict=True):
             axes.annotate(f"{one.setting.eps:g}", point, (4, 5), textcoords="offset points", fontsize=7)
     axes.axhline(0, color="black", linewidth=0.8)

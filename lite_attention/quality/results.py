@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lite_attention.quality.calibrate import Calibration
 from lite_attention.quality.generation import Agreement
 from lite_attention.quality.loss import Loss
 from lite_attention.quality.retrieval import Found
@@ -18,10 +19,12 @@ class Run:
     Attributes:
         environment: GPU, driver, versions, commit.
         model: its directory, architecture and shape.
+        calibration: where one was asked for.
     """
 
     environment: dict[str, str]
     model: dict[str, str]
+    calibration: Calibration | None = None
     loss: list[Loss] = field(default_factory=list)
     retrieval: list[Found] = field(default_factory=list)
     generation: list[Agreement] = field(default_factory=list)

@@ -14,18 +14,27 @@ class Setting:
             lists.
         newest: tokens that are always read.
         dense_layers: layers by index that stay dense; from the end where negative, as in vLLM's settings.
+        layer_eps: index, from the end where negative, and eps of each layer that doesn't take `eps`.
     """
 
     eps: float | None
     newest: int = 64
     dense_layers: tuple[int, ...] = ()
+    layer_eps: tuple[tuple[int, float], ...] = ()
 
     def __str__(self) -> str:
-        return "dense" if self.eps is None else f"eps {self.eps:g}"
+        if self.eps is None:
+            return "dense"
+        return f"eps {self.eps:g}" + (", by layer" if self.layer_eps else "")
 
     def lists(self, layer: int, layers: int) -> bool:
         """Whether this layer, of so many, decodes from lists."""
         return self.eps is not None and layer not in self.dense_layers and layer - layers not in self.dense_layers
+
+    def eps_of(self, layer: int, layers: int) -> float:
+        """The eps of this layer, of so many, where it decodes from lists."""
+        own = dict(self.layer_eps)
+        return own.get(layer, own.get(layer - layers, self.eps))
 
 
 DENSE = Setting(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from lite_attention.quality.calibrate import Calibration
 from lite_attention.quality.results import Run
 
 SHOWN = 8  # side-by-sides; the JSON has all
@@ -15,6 +16,8 @@ Table = tuple[str, list[str], list[list[str]]]
 def tables(run: Run) -> list[Table]:
     """A table for each measurement that was made."""
     found: list[Table] = []
+    if run.calibration:
+        found.append((CALIBRATION, CALIBRATION_HEADER, _calibration(run.calibration)))
     if run.loss:
         found.append((LOSS, LOSS_HEADER, _loss(run)))
     if run.retrieval:
@@ -24,10 +27,15 @@ def tables(run: Run) -> list[Table]:
     return found
 
 
+CALIBRATION = (
+    "An eps for each layer, and the softmax mass that is truly left out with the target as eps of all layers, and with "
+    "each layer's own."
+)
+CALIBRATION_HEADER = ["layer", "eps", "left out at the target", "left out"]
 LOSS = (
     "Loss of teacher-forced steps; the change has its standard error. Read is bytes of listed pages and sketches over "
     "those of all pages. Left out is softmax mass, as the lists estimate it and truly; over eps is the share of steps "
-    "and heads that truly miss more."
+    "and heads that truly miss more. By layer: layers have an eps of their own."
 )
 LOSS_HEADER = [
     "text",
@@ -47,6 +55,14 @@ GENERATION = (
     "Greedy generation: tokens until the first difference from dense attention; eps 0 lists everything, so that only "
     "rounding differs."
 )
+
+
+def _calibration(calibration: Calibration) -> list[list[str]]:
+    found = calibration.found
+    return [
+        [str(layer), f"{eps:.4g}", f"{calibration.before[layer]:.4f}", f"{found.left_out[layer]:.4f}"]
+        for layer, eps in found.eps.items()
+    ]
 
 
 def _loss(run: Run) -> list[list[str]]:

@@ -41,23 +41,34 @@ class Tally:
     """Adds up, for each layer. On a GPU nothing waits before `layers` is asked for."""
 
     def __init__(self, eps: float) -> None:
+        """`eps`: what `over_budget` counts from: in layers with an eps of their own, too, it is what was asked for."""
         self.eps = eps
         self._sums: dict[int, Tensor] = {}
 
     def add(
-        self, layer: int, cache: PagedLayer, steps: Batch, lists: PageLists, lse: Tensor, lse_dense: Tensor
+        self,
+        layer: int,
+        cache: PagedLayer,
+        steps: Batch,
+        lists: PageLists,
+        lse: Tensor,
+        lse_dense: Tensor,
+        *,
+        sketched: bool,
     ) -> None:
-        """The steps of one call: `lse` over listed keys, `lse_dense` over all, both (heads, steps)."""
+        """The steps of one call: `lse` over listed keys, `lse_dense` over all, both (heads, steps).
+
+        `sketched`: whether sketches were read for the lists; for an eps of 0 none are.
+        """
         heads_k, head_dim = cache.k.shape[2:]
         page_bytes = 2 * PAGE * head_dim * cache.k.element_size()
         visible = ((steps.seqused_k + PAGE - 1) // PAGE).sum() * heads_k
-        sketched = (steps.seqused_k // PAGE).sum() * heads_k
+        full = (steps.seqused_k // PAGE).sum() * heads_k
         left_out = (1 - (lse.double() - lse_dense.double()).exp()).clamp(min=0)  # below 0 by rounding
         found = (
             lists.counts.sum() * page_bytes,
             visible * page_bytes,
-            # With eps 0 no sketch is read.
-            sketched * sketch_bytes(head_dim) * (self.eps > 0),
+            full * sketch_bytes(head_dim) * sketched,
             lists.left_out.sum(),
             left_out.sum(),
             (left_out > self.eps + ROUNDING).sum(),

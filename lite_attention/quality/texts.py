@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,15 @@ class Text:
             raise wrong(self.name, f"a text of {len(self.tokens)} tokens", f"{length} after its first tenth")
         start = round(last * place)
         return self.tokens[start : start + length]
+
+
+def windows(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, context: int, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Name of each text, and its first `context` tokens on the device, the tokenizer's prefix among them."""
+    prefix = prefix_of(tokenizer)
+    for text in texts:
+        yield text.name, torch.cat([prefix, text.window(context - len(prefix), 0)]).to(device)
 
 
 def read_texts(paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> list[Text]:

@@ -1,0 +1,68 @@
+"""The file of an eps for each layer, and the layers that a model has."""
+
+from __future__ import annotations
+
+import pytest
+
+from lite_attention.layer_eps import LayerEps, check_layers, read_layer_eps, write_layer_eps
+
+FOUND = LayerEps(
+    'a "small" model', 0.1, ("code.txt", "näme\\.txt"), 8192, 2048, {0: 0.1, 3: 1e-05}, {0: 0.0, 3: 0.0991}
+)
+
+
+def test_a_file_has_all_that_was_found_on_lines_to_read(tmp_path):
+    path = tmp_path / "smol.toml"
+    write_layer_eps(FOUND, path)
+    assert read_layer_eps(path) == FOUND
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# An eps for each layer") and "target = 0.1" in lines and "context = 8192" in lines
+    assert lines[lines.index("[layers]") + 1 :] == [
+        "0 = { eps = 0.1, left_out = 0.0 }",
+        "3 = { eps = 1e-05, left_out = 0.0991 }",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("eps = 1e-05", "eps = 1.0", "eps of layer 3 is 1.0, not a number from 0 to below 1"),
+        ("eps = 1e-05", 'eps = "0.1"', "eps of layer 3 is '0.1', not a number"),
+        ("target = 0.1", "", "'target' is missing"),
+        ("3 = {", "last = {", "invalid literal"),
+        ("0 = { eps = 0.1, left_out = 0.0 }\n3 = { eps = 1e-05, left_out = 0.0991 }", "", "there are no layers"),
+        ("[layers]", "[layers", ""),
+    ],
+)
+def test_a_file_that_is_not_one_is_refused_with_its_name(before, after, reason, tmp_path):
+    path = tmp_path / "other.toml"
+    write_layer_eps(FOUND, path)
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^--layer-eps: got '.*other\.toml': .*needs a file that `python") as refused:
+        read_layer_eps(path, "--layer-eps")
+    assert reason in str(refused.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"path: got '.*none\.toml': No such file or directory; needs a file"):
+        read_layer_eps(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("layer_eps", "dense_layers", "message"),
+    [
+        ([4], [], "layer_eps: got 4; needs -4 to 3, the model's layers"),
+        ([0], [-5], "dense_layers: got -5; needs -4 to 3, the model's layers"),
+        ([0, -1], [1, 3], "layer_eps and dense_layers: got -1 and 3, which are one layer; needs it in one of them"),
+        ([2, -2], [], "layer_eps: got 2 and -2, which are one layer; needs it once"),
+    ],
+)
+def test_layers_that_a_model_has_not_or_that_are_named_twice(layer_eps, dense_layers, message):
+    with pytest.raises(ValueError, match=message):
+        check_layers(layer_eps, dense_layers, 4)
+
+
+def test_layers_that_a_model_has():
+    check_layers([0, -1], [1, -2], 4)
