@@ -198,4 +198,5 @@ def _eps_told(listed: list[tuple[int, Listing]]) -> str:
     """The eps of the layers, and how many have one of their own, for the log."""
     settings, layers = listed[0][1].settings, listed[0][1].layers
     own = [listing.eps for index, listing in listed if settings.own_eps(index, layers) is not None]
-    return f"{settings.eps:g}" + (f" ({len(own)} layers have their own: {min(own):g} to {max(own):g})" if own else "")
+    told = f" (layers with their own: {len(own)}, from {min(own):g} to {max(own):g})" if own else ""
+    return f"{settings.eps:g}{told}"

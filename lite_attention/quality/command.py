@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures what decoding from listed pages costs a model: loss and bytes read, retrieval, agreement of outputs.
 
     The steps go through the functions that serve it: the kernels on a Hopper GPU, else the CPU path, which is for small
-    models and short texts. Lists apply at any length here, as if min_context were 0.
+    models and short texts. Lists apply at any length here, as if min_context were 0. With --calibrate each layer gets
+    an eps of its own first, by what it truly leaves out of these texts.
     """
     _check_extra()
     _check_calibrate(arguments)

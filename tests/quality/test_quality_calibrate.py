@@ -91,9 +91,9 @@ def test_each_layer_has_its_eps_and_no_other(model, monkeypatch):
 def test_a_calibration_measures_and_chooses_for_each_layer(model):
     texts = [(name, tokens_of(300, seed)) for seed, name in enumerate(("code", "prose"))]
     setting, said = Setting(TARGET, newest=16, dense_layers=(1,)), []
-    result = calibrate(Decoder(model, 1, 300), "small", texts, 60, setting, said.append)
+    result = calibrate(Decoder(model, 1, 300), "small", texts, 24, setting, said.append)
     found = result.found
-    assert (found.target, found.texts, found.context, found.positions) == (TARGET, ("code", "prose"), 300, 60)
+    assert (found.target, found.texts, found.context, found.positions) == (TARGET, ("code", "prose"), 300, 24)
     assert set(found.eps) == set(found.left_out) == set(result.before) == {0, LAYERS - 1}  # 1 is dense
     assert max(result.before.values()) > TARGET  # else there is nothing to calibrate
     for layer, eps in found.eps.items():
@@ -128,7 +128,7 @@ def test_masses_are_averages_over_texts_and_layers_without_hope_are_named(monkey
 def test_the_command_writes_the_file_and_compares(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, "DIVISORS", (1, 4))
     text = write_text(tmp_path / "text.txt", 500)
-    common = ["--device", "cpu", "--context", "300", "--positions", "40", "--newest", "16", "--only", "loss"]
+    common = ["--device", "cpu", "--context", "300", "--positions", "20", "--newest", "16", "--only", "loss"]
     run = ["quality", str(folder), str(text), *common, "--eps", str(TARGET), "--out", str(tmp_path / "out")]
     path = tmp_path / "layers.toml"
     assert main([*run, "--calibrate", str(path)]) == 0

@@ -31,12 +31,15 @@ def test_off_until_asked_for():
     assert not resolve({"eps": 0}).enabled
     assert not resolve({"pages": True, "eps": 0.0}).enabled
     assert not resolve({"pages": False, "eps": 0.1}).enabled
+    assert not resolve({"pages": False, "eps": 0, "layer_eps": {0: 0.1}}).enabled
+    assert not resolve({"layer_eps": {}}).enabled
 
 
 def test_on_by_eps_or_by_name():
     assert resolve({"eps": 0.1}).enabled
     asked = resolve({"pages": True})
     assert asked.enabled and asked.eps == 0.02
+    assert resolve({"layer_eps": {0: 0.1}}).enabled
 
 
 def test_the_environment_sets_what_arguments_do_not():
@@ -56,8 +59,18 @@ def test_the_environment_sets_what_arguments_do_not():
         ({"min_context": -1}, {}, "got -1; needs an integer of 0 or more"),
         ({"newest": 0}, {}, "got 0; needs an integer of 1 or more"),
         ({"dense_layers": ["first"]}, {}, r"got \['first'\]; needs a list of integers"),
+        ({"layer_eps": {"3": 0.1, "4": 1}}, {}, r"\['layer_eps'\]: got \{'4': 1\}; needs numbers from 0 to below 1"),
+        ({"layer_eps": {"first": 0.1}}, {}, r"got \{'first': 0.1\}; needs numbers from 0 to below 1 by the index"),
+        ({"layer_eps": [0.1]}, {}, r"got \[0.1\]; needs numbers from 0 to below 1 by the index"),
+        ({"layer_eps": "no.toml"}, {}, r"\['layer_eps'\]: got 'no.toml': No such file or directory; needs a file"),
+        ({"layer_eps": {3: 0.1}, "eps": 0}, {}, r"\['layer_eps'\]: got layers .* where eps is 0, .* 'pages' false"),
+        (None, {"layer_eps": "no.toml"}, "LITE_ATTENTION_LAYER_EPS: got 'no.toml': No such file"),
         ({"pages": "on"}, {}, "got 'on'; needs true or false"),
-        ({"epsilon": 0.1}, {}, "got the key 'epsilon'; needs one of pages, eps, min_context, newest, dense_layers"),
+        (
+            {"epsilon": 0.1},
+            {},
+            "got the key 'epsilon'; needs one of pages, eps, min_context, newest, dense_layers, layer_",
+        ),
         (0.1, {}, "got 0.1; needs an object of pages, eps"),
         (None, {"eps": "2"}, "LITE_ATTENTION_EPS: got 2; needs a number from 0"),
         (None, {"eps": "some"}, "LITE_ATTENTION_EPS: got 'some'; needs a number"),
@@ -68,6 +81,23 @@ def test_the_environment_sets_what_arguments_do_not():
 def test_what_is_refused(settings, environment, message):
     with pytest.raises(ValueError, match=message):
         resolve(settings, **environment)
+
+
+def test_an_eps_for_each_layer_by_mapping_json_or_file(tmp_path):
+    from lite_attention.layer_eps import LayerEps, write_layer_eps
+
+    layers = {0: 0.05, 2: 0.0}
+    write_layer_eps(LayerEps("model", 0.1, ("text",), 8192, 2048, layers, {0: 0.1, 2: 0.0}), tmp_path / "own.toml")
+    for settings in (
+        resolve({"layer_eps": layers}),
+        resolve(layer_eps='{"0": 0.05, "2": 0}'),
+        resolve({"layer_eps": str(tmp_path / "own.toml")}),
+        resolve(layer_eps=str(tmp_path / "own.toml")),
+    ):
+        assert settings.layer_eps == layers
+        assert [settings.own_eps(layer, 4) for layer in range(4)] == [0.05, None, 0.0, None]
+    from_the_end = resolve({"layer_eps": {-1: 0.3}})
+    assert [from_the_end.own_eps(layer, 4) for layer in range(4)] == [None, None, None, 0.3]
 
 
 def test_variables_that_nothing_reads():
@@ -113,6 +143,12 @@ def test_the_engine_refuses_at_once(model):
             attention_backend="LITE_ATTENTION",
             additional_config={"lite_attention": {"eps": 0.1, "dense_layers": [30]}},
         )
+    with pytest.raises(ValueError, match="layer_eps and dense_layers: got -1 and 29, which are one layer"):
+        engine_config(
+            model,
+            attention_backend="LITE_ATTENTION",
+            additional_config={"lite_attention": {"eps": 0.1, "layer_eps": {"-1": 0.1}, "dense_layers": [29]}},
+        )
 
 
 def test_workers_get_what_the_first_process_resolved(model, monkeypatch):
@@ -120,12 +156,15 @@ def test_workers_get_what_the_first_process_resolved(model, monkeypatch):
 
     monkeypatch.setenv("LITE_ATTENTION_EPS", "0.1")
     monkeypatch.setenv("LITE_ATTENTION_NEWEST", "32")
+    monkeypatch.setenv("LITE_ATTENTION_LAYER_EPS", '{"0": 0.01, "-1": 0.05}')
     given = {"lite_attention": {"min_context": 100}, "other": 1}
     config = engine_config(model, attention_backend="LITE_ATTENTION", additional_config=given)
     monkeypatch.delenv("LITE_ATTENTION_EPS")  # as a worker on another machine
+    monkeypatch.delenv("LITE_ATTENTION_LAYER_EPS")
     monkeypatch.setenv("LITE_ATTENTION_NEWEST", "16")
     found = settings.of(config)
     assert (found.enabled, found.eps, found.min_context, found.newest) == (True, 0.1, 100, 32)
+    assert found.layer_eps == {0: 0.01, -1: 0.05}
     assert config.additional_config["other"] == 1
     assert given == {"lite_attention": {"min_context": 100}, "other": 1}
 

@@ -208,6 +208,27 @@ def test_what_lists_can_not(monkeypatch, changes, decode_len, message):
         made.check(engine(**changes), decode_len)
 
 
+def test_a_layer_decodes_with_its_own_eps(monkeypatch):
+    """Through `decode`: to which listing `select_pages` gives which eps."""
+    from vllm_plugin import listing
+    from vllm_plugin.settings import PageSettings
+    from vllm_plugin.tally import Tally
+
+    given = []
+    monkeypatch.setattr(listing, "select_pages", lambda *args, eps, **kwargs: given.append(eps))
+    monkeypatch.setattr(listing, "attend_pages", lambda *args, **kwargs: None)
+    settings = PageSettings(eps=0.1, layer_eps={1: 0, -1: 0.25})
+    layers = [listing.Listing(settings, engine(), HEADS, KV_HEADS, HEAD_SIZE) for _ in range(4)]
+    tally = Tally([0, 0, 1, 2, 2], 2, HEADS, KV_HEADS, 0, 0, torch.device("cpu"))
+    for index, each in enumerate(layers):
+        each.join(tally, index, index)
+    kv_cache, table = cache("NHD", torch.bfloat16), torch.zeros(1, 4, dtype=torch.int32)
+    rows = SimpleNamespace(seq_lens=torch.ones(1), block_table=table, query_start_loc=None, max_query_len=1, whole=None)
+    for each in layers:
+        each.decode(None, None, None, kv_cache, rows, None, scale=1.0, sinks=None, num_splits=0)
+    assert given == [0.1, 0.0, 0.1, 0.25]
+
+
 def test_layers_by_index():
     from vllm_plugin.listing import Listing
     from vllm_plugin.settings import PageSettings

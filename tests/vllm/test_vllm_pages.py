@@ -143,6 +143,19 @@ def test_what_is_counted(small):
     assert set(stats["read_by_layers"].values()) == {stats["read"] / stats["visible"]}
 
 
+def test_a_layer_has_its_own_eps(small):
+    """Nearly all mass may be left out of each layer but the second, which lists everything."""
+    prompts, new = random_model.prompts(111, 200), 20
+    sampling = GREEDY | {"max_tokens": new, "detokenize": False}
+    settings = {"eps": NEARLY_ALL, "min_context": 100, "newest": 24, "layer_eps": {"-2": 0}}
+    reported = generate_by_lists(small, [{"prompts": prompts, "sampling": sampling}], settings)
+    due = [expected(len(prompt), new, min_context=100, newest=24) for prompt in prompts]
+    share = sum(each["read"] for each in due) / sum(each["visible"] for each in due)
+    assert reported["stats"]["read_by_layers"] == {"first": share, "middle": 1, "last": share}
+    assert f"eps {NEARLY_ALL:g} (layers with their own: 1, from 0 to 0), min_context 100" in reported.log
+    assert reported["stats"]["sketch_bytes"] == reported["pages"] * LAYERS * SKETCH_BYTES
+
+
 def test_fp8_kv_cache(tmp_path, full):
     """Sketches of keys as they are stored, with their scale in the selection."""
     engine = {
