@@ -15,11 +15,8 @@ from typing import Any
 from vllm_plugin.register import NAME, backend_member
 
 VARIABLE = "VLLM_ATTENTION_BACKEND"
-_TURN_ON = (
-    "LITE_ATTENTION_EPS",
-    "LITE_ATTENTION_LAYER_EPS",
-    "LITE_ATTENTION_PAGES",
-)  # of `settings`, which other backends need not load
+# Of `settings`, which other backends need not load.
+_TURN_ON = ("LITE_ATTENTION_EPS", "LITE_ATTENTION_LAYER_EPS", "LITE_ATTENTION_PAGES")
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
 _told: set[str] = set()  # warnings of this process: a configuration may be made several times

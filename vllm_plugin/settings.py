@@ -30,7 +30,6 @@ _READ_ELSEWHERE = (
     "TEST_MODEL",
 )  # in this project, after the prefix
 
-
 Eps = Annotated[StrictFloat | StrictInt, Field(ge=0, lt=1)]
 
 
