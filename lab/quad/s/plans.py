@@ -1,0 +1,180 @@
+"""The jobs of the campaign on four GPUs, the most important first."""
+
+import os
+from pathlib import Path
+
+QUICK_SERVER = """--compilation-config '{"mode":0,"cudagraph_mode":"FULL_DECODE_ONLY"}'"""
+KV = "--gpu-memory-utilization 0.2 --kv-cache-memory-bytes 4000000000"
+PLANTED_CORES = 36
+
+
+def smallest_gpu(base) -> float:
+    """MiB."""
+    lines = [line.split(",") for line in (base / "gpus.csv").read_text().splitlines() if line.count(",") >= 2]
+    return min((float(line[2]) for line in lines), default=0)
+
+
+def orelse(command, more):
+    """Without torch.compile where it fails with: a number is better than none."""
+    return f"{command} || {{ echo FAILED, AGAIN; {command} {more}; }}"
+
+
+def quad(base, commit, python):
+    models = base / "models"
+    qwen, smol = models / "Qwen2.5-Coder-0.5B-Instruct", models / "SmolLM2-135M-Instruct"
+    warm, has_qwen, has_smol = base / "warm", qwen / "config.json", smol / "config.json"
+    requests = 24 if smallest_gpu(base) > 100_000 else 12
+    texts = f"{base}/texts/code.txt {base}/texts/docs.txt {base}/texts/essays.txt"
+    lists = f"{python} benchmarks/vllm_lists.py --profile --commit {commit} --out $O/lists.json"
+    code = f"{python} benchmarks/vllm_code.py {qwen} --profile --commit {commit} --out $O/code.json"
+    quality = f"{python} -m lite_attention.quality"
+    test = f"{python} benchmarks/gpu_suite.py run vllm --out $O --commit {commit} -vv -s"
+    tests = {"LITE_ATTENTION_TEST_MODEL": str(smol)}
+    count = os.cpu_count() or 64
+    upper = f"{max(0, count - 24)}-{count - 1}"  # what runs beside times keeps to these
+    building = f"{max(0, count - PLANTED_CORES - 4)}-{count - 1}"
+    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
+    libraries, built = base / "planted/libraries", base / "planted/ended"
+    fleet = f"{python} benchmarks/gpu_fleet.py $O --commit {commit}"
+    within = "--seconds $((LIMIT - 12)) --job-seconds $((LIMIT - 12))"
+
+    timed = []
+
+    def time_it(name, gpus, command, needs, **more):
+        timed.append(name)
+        return dict(name=name, gpus=gpus, alone=True, command=command, needs=needs, **more)
+
+    def soak(name, gpus, seed, model, context, rate, more="", serve="", **environment):
+        # Minutes: 5.1, or what is left but for start and end.
+        command = (
+            f"cd $O && M=$({python} -c \"print(max(1, min(5.1, ($LEFT - 125) / 60)))\") && echo minutes $M && "
+            f"W=$({python} -c \"print($M * 0.45)\") && "  # servers beside it start for longer than a third
+            f"{python} {base}/repo/benchmarks/vllm_soak.py --minutes $M --warm $W --seed {seed} --model {model} "
+            f"--context {context} --rate {rate} --out soak.json --log server.log --start-timeout 240 {more} "
+            f"-- {serve}"
+        )
+        needs = (warm, has_smol if model == smol else has_qwen)
+        return dict(
+            name=name, command=command, gpus=gpus, limit=560, expect=400, least=190, needs=needs,
+            after=tuple(timed), env=environment,
+        )  # fmt: skip
+
+    def measure(name, model, options, **more):
+        needs = (warm, has_smol if model == smol else has_qwen)
+        command = f"{quality} {model} {texts} --commit {commit} --out $O {options}"
+        return dict(name=name, gpus=(0,), command=command, needs=needs, least=60) | more | dict(
+            after=("memcheck", *timed, *more.get("after", ()))
+        )
+
+    def testing(name, gpus, chosen, after, needs, **more):
+        return dict(
+            name=name, gpus=gpus, command=f"{test} -k '{chosen}'", env=tests, after=(*after, *timed), needs=(warm, *needs),
+            limit=330, least=60, **more,
+        )  # fmt: skip
+
+    times = [
+        time_it(
+            "lists-lite", (0,), orelse(f"{lists} --requests {requests} --backends LITE_ATTENTION", "--quick"), (warm,),
+            expect=100, limit=190,
+        ),
+        time_it(
+            "lists-flash", (1,), orelse(f"{lists} --requests {requests} --backends FLASH_ATTN", "--quick"), (warm,),
+            expect=100, limit=190,
+        ),
+        time_it("code-lite", (2,), orelse(f"{code} --only eps=0.1", "--quick"), (warm, has_qwen), expect=85, limit=170),
+        time_it("code-flash", (3,), orelse(f"{code} --only FLASH_ATTN", "--quick"), (warm, has_qwen), expect=85, limit=170),
+        time_it(
+            "tp2-lite", (2, 3), f"{lists} --quick --requests 24 --tensor-parallel 2 --backends LITE_ATTENTION", (warm,),
+            expect=60, limit=130,
+        ),
+        time_it(
+            "tp2-flash", (2, 3), f"{lists} --quick --requests 24 --tensor-parallel 2 --backends FLASH_ATTN", (warm,),
+            expect=56, limit=130,
+        ),
+        time_it(
+            "code-lite-hnd", (1,), orelse(f"{code} --only eps=0.1", "--quick"), (warm, has_qwen), expect=85, limit=170,
+            after=("lists-flash",), env={"VLLM_KV_CACHE_LAYOUT": "HND"},
+        ),
+    ]  # fmt: skip
+    kernels = [
+        # Eight shards of the cases at once: a sanitizer's time is the CPU's. Each in gpu_fleet.py's hands.
+        dict(
+            name="memcheck", gpus=(0,), alone=True, command=f"{fleet} --parts memcheck --gpus 0,0,0,0,0,0,0,0 --lanes 1 {within}",
+            expect=110, limit=340, least=100, needs=(base / "kernels",), after=("lists-lite",), cores=upper, env=plain,
+        ),
+        dict(
+            name="errors", gpus=(0,), command=f"{fleet} --parts errors --gpus 0 {within}", expect=30, limit=150, least=40,
+            needs=(base / "prepared",), after=("memcheck", *timed),
+            env=plain | {"LITE_ATTENTION_FA3": f"{base}/site/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"},
+        ),
+        dict(
+            name="racecheck", gpus=(0,), command=f"{fleet} --parts racecheck --gpus 0,0,0,0 --lanes 3 {within}", expect=280,
+            limit=500, least=120, needs=(base / "kernels",), after=("memcheck",), cores=upper, env=plain,
+        ),
+        dict(
+            name="synccheck", gpus=(0,), command=f"{fleet} --parts synccheck --gpus 0,0,0,0 --lanes 1 {within}", expect=120,
+            limit=400, least=100, needs=(base / "kernels",), after=("memcheck",), cores=upper, env=plain,
+        ),
+        dict(
+            name="planted-build", gpus=(), command=f"nice -n 19 {python} tests/gpu/planted/build.py {libraries}; touch {built}",
+            expect=260, limit=500, least=200, needs=(base / "kernels",), after=tuple(timed), cores=building,
+            env=plain | {"MAX_JOBS": str(PLANTED_CORES)},
+        ),
+    ]  # fmt: skip
+    llama = testing("test-llama", (1,), "llama_8b", (), (), alone=True, expect=95)
+    kernels += [
+        dict(
+            name="planted-check", gpus=(1,),
+            command=f"{python} {base}/s/planted_check.py {libraries} $O {built} $((LIMIT - 12)) 1",
+            expect=300, limit=520, least=60, give_up=700, needs=(libraries / "sound.so",), after=("test-llama",), env=plain,
+        ),
+        dict(
+            name="two_gpus", gpus=(0, 1), command=f"{fleet} --parts two_gpus --gpus 0,1 {within}", expect=30, limit=150,
+            least=40, needs=(base / "kernels",), after=("test-llama", "memcheck"), env=plain,
+        ),
+    ]  # fmt: skip
+    soaks = [
+        # Nothing else on these GPUs: what comes and goes there would be taken for a leak.
+        soak("soak-tp2", (2, 3), 4, qwen, 32768, 6, "--in-flight 48", "--tensor-parallel-size 2 " + KV),
+        soak("soak-smol", (2,), 1, smol, 8192, 20, "--in-flight 48", KV),
+        soak("soak-qwen", (2,), 2, qwen, 32768, 3, "", f"{KV} {QUICK_SERVER}"),
+        soak("soak-fp8", (2,), 3, qwen, 32768, 3, "", f"{KV} {QUICK_SERVER} --kv-cache-dtype fp8"),
+        soak(
+            "soak-v1", (3,), 5, qwen, 16384, 4, "--eps 0.02", f"{KV} {QUICK_SERVER}", VLLM_USE_V2_MODEL_RUNNER="0"
+        ),
+        soak("soak-eps002", (3,), 6, qwen, 32768, 3, "--eps 0.02 --min-context 4096", f"{KV} {QUICK_SERVER}"),
+    ]
+    vllm_tests = [
+        llama,
+        testing("test-fp8", (0,), "fp8_kv_cache", ("memcheck",), (), expect=85),
+        testing("test-smollm2", (0,), "test_smollm2", ("memcheck", "test-fp8"), (has_smol,), expect=85),
+        testing(
+            "test-lists", (0,), "lists_of_all or graphs_decode", ("memcheck", "test-smollm2"), (has_smol,), expect=85
+        ),
+        testing("test-isolation", (0, 1), "isolation", ("memcheck", "test-llama"), (), expect=130),
+    ]
+    crowded = requests < 24  # 80 GB: not all of these at once
+    qualities = [
+        measure("q-retrieval", qwen, "--only retrieval --lengths 32768,16384,8192,4096 --cases 40", limit=460, expect=300),
+        measure("q-generation", qwen, "--only generation --context 32768 --prompts 64 --tokens 128", limit=460, expect=250),
+        measure(
+            "q-loss-16k", qwen, "--only loss --context 16384 --positions 1024", limit=300, expect=90,
+            after=("q-generation",) if crowded else (),
+        ),
+        measure(
+            "q-loss-32k", qwen, "--only loss --context 32768 --positions 1024", limit=300, expect=120, after=("q-loss-16k",)
+        ),
+        measure(
+            "q-smol", smol, "--only loss,retrieval --context 8192 --lengths 4096,8192 --cases 40", limit=300, expect=150,
+            after=("q-loss-32k",) if crowded else (),
+        ),
+        measure(
+            "q-loss0-16k", qwen, "--only loss --context 16384 --positions 1024 --dense-layers 0", limit=200, expect=90,
+            after=("q-loss-32k",),
+        ),
+        measure(
+            "q-loss0-32k", qwen, "--only loss --context 32768 --positions 1024 --dense-layers 0", limit=240, expect=120,
+            after=("q-loss0-16k",),
+        ),
+    ]  # fmt: skip
+    return times + kernels[:1] + soaks + [llama] + kernels[1:] + vllm_tests[1:] + qualities
