@@ -240,6 +240,7 @@ class Consumer {
       turn_.pass();
       start_rows(item);
       const bool last = item.look_ahead();
+      softmax.set_limits();
       gemm_wait<0>(scores);
       weigh(item, last, item.mask.needed(item.n));
       to_operand(scores, probs);
@@ -270,6 +271,7 @@ class Consumer {
       item.ballot.cast();
       // Found while QK runs, for the same reason.
       const bool last = pinned(item.look_ahead()), masked = pinned(item.mask.needed(item.n));
+      softmax.set_limits();
       gemm_wait<1>(scores);
       const bool moved = weigh(item, last, masked);
       warpgroup_fence_operand(scores);

@@ -29,10 +29,11 @@ __device__ inline float quad_sum(float x) {
 template <class Weight, int kShift_>
 struct OnlineSoftmax {
   static constexpr int kShift = kShift_;
-  // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell). What
-  // counts is that numbers stay in range, and that the weight of a row's largest key is nearly 1, which rounding leaves
-  // as it is. With more slack errors grow, with less time.
-  static constexpr float kSlack = 3.f;
+  // How far above the running max, in log2, scores may go before it moves (FlashAttention-4's rule for Blackwell): as
+  // far as numbers stay in range, for a weight that has little of its row's sum. The weight of a key that has much must
+  // be 1, which rounding leaves as it is, so for that the max moves as soon as it is passed. Much is 2^-kShare of what
+  // a thread has summed, a quarter of a row.
+  static constexpr float kSlack = 3.f, kShare = 2.f;
   static_assert(kSlack + kShift < 16, "the largest number of fp16 is just below 2^16");
   static constexpr float kLn2 = 0.6931471805599453f;
 
@@ -45,6 +46,8 @@ struct OnlineSoftmax {
   float row_sum[2] = {0.f, 0.f};  // of this thread's columns alone until finish()
   // The largest score of this thread's columns since the max last moved: see finish().
   float largest[2] = {-INFINITY, -INFINITY};
+  // The largest weight of the next tile, in log2, for which the max stays where it is by this thread's sums.
+  float limit[2];
 
   __device__ explicit OnlineSoftmax(float softmax_scale) : scale_log2(softmax_scale * 1.4426950408889634f) {}
 
@@ -52,6 +55,16 @@ struct OnlineSoftmax {
   __device__ float weight_log2(float score, int i) const { return fmaf(score, scale_log2, -offset[i]); }
   // A row whose max nothing comes near.
   __device__ void exclude(int i) { offset[i] = INFINITY; }
+
+  // Before a tile, while its products are computed: what needs the sums of those before. By the bits of their exponents,
+  // because the unit for logarithms is busy with exponentials.
+  __device__ void set_limits() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      limit[i] = fminf(fmaxf(exponent(row_sum[i]) - kShare, float(kShift)), kSlack + kShift);
+      asm volatile("" : "+f"(limit[i]));  // here, and not where it is needed
+    }
+  }
 
   // The three steps of a tile. First this thread's largest score of each row.
   template <class Scores>
@@ -61,9 +74,9 @@ struct OnlineSoftmax {
   }
 
   // Then the running max: whether that of any row of the warp moves. That of a row depends on the row alone, so its
-  // result does not depend on the rows beside it.
+  // result does not depend on the rows beside it: raise() moves none that would not have moved by itself.
   __device__ bool moves(const float (&high)[2]) const {
-    return __any_sync(~0u, weight_log2(high[0], 0) > kSlack + kShift || weight_log2(high[1], 1) > kSlack + kShift);
+    return __any_sync(~0u, weight_log2(high[0], 0) > limit[0] || weight_log2(high[1], 1) > limit[1]);
   }
   // Where any does, what was summed before must be multiplied by rescale.
   __device__ void advance(const float (&high)[2], bool moved, float (&rescale)[2]) {
@@ -120,9 +133,16 @@ struct OnlineSoftmax {
     return fmaxf(even, odd);
   }
 
-  // Moves a row's max to m if that is far enough above it; gives what its sums must be multiplied by.
+  // floor(log2(x)) of a number that is not negative; -127 of 0.
+  __device__ static float exponent(float x) {
+    constexpr uint32_t kTwoTo23 = 0x4b000000;  // as a float, whose last bit is 1
+    return __uint_as_float(kTwoTo23 | __float_as_uint(x) >> 23) - (8388608.f + 127.f);
+  }
+
+  // Moves a row's max to m if that is far enough above it for all threads of the row; gives what its sums must be
+  // multiplied by.
   __device__ float raise(float m, int i) {
-    if (!(weight_log2(m, i) > kSlack + kShift)) return 1.f;
+    if (!(weight_log2(m, i) > quad_max(limit[i]))) return 1.f;
     const float before = offset[i];
     offset[i] = m * scale_log2 - kShift;
     return exp2_approx(before - offset[i]);
