@@ -8,9 +8,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <climits>
 #include <numeric>
 #include <optional>
 
+#include "pages/layout.cuh"
+#include "pages/ops.h"
 #include "sm90/launch.h"
 #include "sm90/plan.cuh"
 #include "sm90/tensor_map.h"
@@ -138,11 +141,16 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
   return words;
 }
 
+sm90::WholeSequences whole_sequences(int64_t min_context, const OptionalTensor& whole, int64_t batch) {
+  const void* marked = whole ? contiguous_data(*whole, "whole", ScalarType::Bool, {batch}) : nullptr;
+  return {int(std::min<int64_t>(min_context, INT_MAX)), static_cast<const bool*>(marked)};
+}
+
 void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                             OptionalTensor seqused_k, int64_t batch, int64_t total_q, int64_t max_seqlen_q,
                             int64_t max_seqlen_k, int64_t num_heads, int64_t num_heads_k, int64_t head_dim,
                             int64_t window_left, int64_t window_right, int64_t num_splits, bool paged, bool fp8_kv,
-                            bool fp8_q) {
+                            bool fp8_q, int64_t min_context, OptionalTensor whole) {
   int device = metadata.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   Selection selection(key_type(fp8_q, fp8_kv), head_dim, {num_heads, num_heads_k}, max_seqlen_q, window_left,
@@ -161,8 +169,9 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
                   int_data(seqused_k, "seqused_k"),
                   int(window_left),
                   int(window_right)};
-  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths, selection.packing,
-                               selection.tile, num_splits == 1, current_stream(device)),
+  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths,
+                               whole_sequences(min_context, whole, batch), selection.packing, selection.tile,
+                               num_splits == 1, current_stream(device)),
              "launching the plan");
 }
 
@@ -278,7 +287,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
                     " elements; get_scheduler_metadata makes more");
   } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
-    check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, params.packing,
+    check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, {}, params.packing,
                                  kernel.tile, call.whole_rows, stream),
                "launching the plan");
   }
@@ -386,10 +395,48 @@ void skip_fwd(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor skip_
   attend(call, selection, params);
 }
 
+// The plan of a step that was given none.
+Tensor step_plan(const Call& call, const Selection& selection, int64_t min_context, const OptionalTensor& whole) {
+  const int device = call.q.get_device_index();
+  const int64_t batch = call.batch(), total_q = call.total_q();
+  Tensor plan = torch::stable::new_empty(call.q,
+                                         {scheduler_metadata_size(batch, total_q, call.max_seqlen_q, call.heads().q,
+                                                                  call.heads().k, call.head_dim(), device)},
+                                         ScalarType::Int);
+  get_scheduler_metadata(plan, call.cu_seqlens_q, std::nullopt, call.seqused_k, batch, total_q, call.max_seqlen_q,
+                         call.max_seqlen_k, call.heads().q, call.heads().k, call.head_dim(), -1, 0, 0, true,
+                         is_fp8(call.k), false, min_context, whole);
+  return plan;
+}
+
+// What of a call over page lists is the same with and without the step around it.
+FwdParams page_params(const Call& call, const OptionalTensor& k_descale, const OptionalTensor& v_descale) {
+  const Heads heads = call.heads();
+  STD_TORCH_CHECK(!is_fp8(call.q), "lite_attention: page lists are for bfloat16 and float16 queries");
+  STD_TORCH_CHECK(call.max_seqlen_q * heads.q <= sm90::kRowsPerWarpgroup * heads.k,
+                  "lite_attention: max_seqlen_q must be at most ", sm90::kRowsPerWarpgroup,
+                  " / (num_heads / num_heads_k), not ", call.max_seqlen_q);
+  FwdParams params;
+  params.k_descale = descale_of(k_descale, "k_descale", is_fp8(call.k), call.batch(), heads.k);
+  params.v_descale = descale_of(v_descale, "v_descale", is_fp8(call.v), call.batch(), heads.k);
+  return params;
+}
+
+PageLists page_lists(const Call& call, const Tensor& indices, const Tensor& counts) {
+  const int64_t heads = call.heads().k, max_pages = call.block_table->size(1);
+  PageLists lists;
+  lists.indices =
+      static_cast<const int*>(contiguous_data(indices, "indices", ScalarType::Int, {call.batch(), heads, max_pages}));
+  lists.counts = static_cast<const int*>(contiguous_data(counts, "counts", ScalarType::Int, {call.batch(), heads}));
+  lists.heads = int(heads);
+  lists.max_pages = int(max_pages);
+  lists.page_size = int(call.k.size(1));
+  return lists;
+}
+
 void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor lse, Tensor indices, Tensor counts,
                  Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, int64_t max_seqlen_q, double softmax_scale,
                  OptionalTensor sinks, OptionalTensor k_descale, OptionalTensor v_descale, int64_t num_splits) {
-  const int64_t max_pages = block_table.size(1);
   const Call call{q,
                   k_cache,
                   v_cache,
@@ -401,7 +448,7 @@ void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor ls
                   block_table,
                   std::nullopt,
                   max_seqlen_q,
-                  max_pages * k_cache.size(1),
+                  block_table.size(1) * k_cache.size(1),
                   softmax_scale,
                   -1,
                   0,
@@ -409,23 +456,68 @@ void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor ls
                   num_splits == 1};
   call.check();
   if (call.empty()) return;
-  STD_TORCH_CHECK(!is_fp8(q), "lite_attention: page lists are for bfloat16 and float16 queries");
-  const Heads heads = call.heads();
-  STD_TORCH_CHECK(max_seqlen_q * heads.q <= sm90::kRowsPerWarpgroup * heads.k,
-                  "lite_attention: max_seqlen_q must be at most ", sm90::kRowsPerWarpgroup,
-                  " / (num_heads / num_heads_k), not ", max_seqlen_q);
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-  FwdParams params;
-  params.k_descale = descale_of(k_descale, "k_descale", is_fp8(k_cache), call.batch(), heads.k);
-  params.v_descale = descale_of(v_descale, "v_descale", is_fp8(v_cache), call.batch(), heads.k);
-  PageLists& lists = params.lengths.lists;
-  lists.indices =
-      static_cast<const int*>(contiguous_data(indices, "indices", ScalarType::Int, {call.batch(), heads.k, max_pages}));
-  lists.counts = static_cast<const int*>(contiguous_data(counts, "counts", ScalarType::Int, {call.batch(), heads.k}));
-  lists.heads = int(heads.k);
-  lists.max_pages = int(max_pages);
-  lists.page_size = int(k_cache.size(1));
-  attend(call, Selection::of_pages(call.keys(), call.head_dim(), heads), params);
+  FwdParams params = page_params(call, k_descale, v_descale);
+  params.lengths.lists = page_lists(call, indices, counts);
+  attend(call, Selection::of_pages(call.keys(), call.head_dim(), call.heads()), params);
+}
+
+// A decode step: sketches, lists, and attention over them. Each kernel may begin before the one before it has ended, as
+// what was there before the step is there for all of them: the first one waits for that before it lets the next begin.
+void page_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor sketch, OptionalTensor filled, Tensor out, Tensor lse,
+                 Tensor bits, Tensor indices, Tensor counts, Tensor left_out, Tensor cu_seqlens_q, Tensor seqused_k,
+                 Tensor block_table, OptionalTensor k_descale, OptionalTensor v_descale, int64_t max_seqlen_q,
+                 double softmax_scale, double eps, int64_t min_context, int64_t newest, OptionalTensor whole,
+                 OptionalTensor sinks, OptionalTensor scheduler_metadata, int64_t num_splits) {
+  Call call{q,
+            k_cache,
+            v_cache,
+            out,
+            lse,
+            cu_seqlens_q,
+            std::nullopt,
+            seqused_k,
+            block_table,
+            scheduler_metadata,
+            max_seqlen_q,
+            block_table.size(1) * k_cache.size(1),
+            softmax_scale,
+            -1,
+            0,
+            sinks,
+            num_splits == 1};
+  call.check();
+  const int device = q.get_device_index();
+  const pages::SelectArgs args{sketch,        bits,      indices,     counts,    left_out,
+                               cu_seqlens_q,  seqused_k, block_table, k_descale, max_seqlen_q,
+                               softmax_scale, eps,       min_context, newest,    whole};
+  pages::SelectParams select = pages::select_params(q, args);
+  pages::SketchParams sketches;
+  if (filled) sketches = pages::sketch_params(k_cache, sketch, *filled);
+  FwdParams params = page_params(call, k_descale, v_descale);
+  const PageLists lists = page_lists(call, indices, counts);
+  STD_TORCH_CHECK(lists.page_size == pages::kPage, "lite_attention: k_cache must have pages of ", pages::kPage,
+                  " tokens, not ", lists.page_size);
+  torch::stable::accelerator::DeviceGuard guard(device);
+  cudaStream_t stream = current_stream(device);
+  const bool whole_rows = call.whole_rows, empty = call.empty();
+  const Selection selection =
+      whole_rows ? Selection::of_pages(call.keys(), call.head_dim(), call.heads())
+                 : Selection(call.keys(), call.head_dim(), call.heads(), max_seqlen_q, -1, 0, true, false);
+  if (whole_rows) {
+    params.lengths.lists = lists;  // dealt by a plan of their own
+    call.scheduler_metadata = std::nullopt;
+  } else if (!empty) {
+    if (!call.scheduler_metadata) call.scheduler_metadata = step_plan(call, selection, min_context, whole);
+    select.listed = sm90::Plan::listed(int_data(call.scheduler_metadata, "scheduler_metadata"));
+    if (pages::may_leave_out(select)) params.step_lists = lists;
+  }
+  if (sketches.count > 0) {
+    check_cuda(pages::launch_sketch(sketches, stream), "launching the sketch kernel");
+    select.after_sketch = select.listed != nullptr;
+  }
+  pages::select(q, select, stream);
+  if (!empty) attend(call, selection, params);
 }
 
 }  // namespace
@@ -435,6 +527,7 @@ STABLE_TORCH_LIBRARY_IMPL(lite_attention, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&lite_attention::fwd));
   m.impl("skip_fwd", TORCH_BOX(&lite_attention::skip_fwd));
   m.impl("page_attend", TORCH_BOX(&lite_attention::page_attend));
+  m.impl("page_decode", TORCH_BOX(&lite_attention::page_decode));
   m.impl("get_scheduler_metadata", TORCH_BOX(&lite_attention::get_scheduler_metadata));
 }
 

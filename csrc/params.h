@@ -116,6 +116,10 @@ struct FwdParams {
 
   SkipList skip;
 
+  // Of a decode step: lists that the workers deal among themselves, where the plan says that any sequence has one. Those
+  // in `lengths` the plan deals.
+  PageLists step_lists;
+
   Descale q_descale;  // of FP8 queries, a factor for each KV head
 };
 

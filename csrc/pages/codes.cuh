@@ -44,14 +44,15 @@ struct Codes {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint8_t* sketch = sketches.data + pages[i] * sketches.page_stride + head * sketches.head_stride;
-      scales[i] = __ldg(reinterpret_cast<const float4*>(sketch));
+      // By ordinary loads, which stay behind the wait for the kernel that may just write sketches.
+      scales[i] = *reinterpret_cast<const float4*>(sketch);
 #pragma unroll
       for (int round = 0; round < kRounds; ++round) {
         const int channel = 64 * round + 16 * (threadIdx.x % 4);
         const bool there = channel < head_dim;
         const uint8_t *mean = sketch + kHeader + channel, *deviation = sketch + deviations_at(head_dim) + channel / 2;
-        means[i][round] = there ? __ldg(reinterpret_cast<const uint4*>(mean)) : make_uint4(0, 0, 0, 0);
-        deviations[i][round] = there ? __ldg(reinterpret_cast<const uint2*>(deviation)) : make_uint2(0, 0);
+        means[i][round] = there ? *reinterpret_cast<const uint4*>(mean) : make_uint4(0, 0, 0, 0);
+        deviations[i][round] = there ? *reinterpret_cast<const uint2*>(deviation) : make_uint2(0, 0);
       }
     }
   }

@@ -93,6 +93,13 @@ class Cut {
     sync_blocks();  // from here on all of them can be told something
   }
 
+  // Of a step without lists: how many pages that is, which is all that is looked at.
+  __device__ void count_all() {
+    if (rank_ != 0) return;
+    for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
+    if (threadIdx.x == 0) params_.counts[list_] = scope_.q_len > 0 ? scope_.pages : 0;
+  }
+
   __device__ void run() {
     if (scope_.whole) return;
 #pragma unroll 1
@@ -494,12 +501,19 @@ class Cut {
 __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 smem[];
   __shared__ Search search;
-  // This kernel may begin when the blocks of the one before have waited. Where that was the score kernel, all but the
-  // scores is there by now.
-  if (!params.scores) wait_for_kernels_before();
+  // This kernel may begin when the blocks of the one before have waited, or say that there is nothing to wait for.
+  // Where it was one of this call's, all but its own results is there by now.
+  const bool waits = params.scores || params.after_sketch;
+  if (!waits) wait_for_kernels_before();
   Cut cut(params, smem, search);
+  if (params.listed && (!params.scores || step_without_lists(params))) {
+    let_next_kernel_wait();
+    cut.count_all();
+    if (waits && blockIdx.x == 0 && blockIdx.y == 0) wait_for_kernels_before();
+    return;
+  }
   cut.begin();
-  if (params.scores) wait_for_kernels_before();
+  if (waits) wait_for_kernels_before();
   let_next_kernel_wait();
   cut.run();
 }

@@ -45,6 +45,12 @@ struct SelectParams {
   int64_t block_table_stride = 0;
   const bool* whole = nullptr;  // (batch) or null
 
+  // Of a decode step, the plan's word that says whether any sequence has a list; else null.
+  const int* listed = nullptr;
+  // The kernel before wrote sketches, and let the next one begin when all before it was there: sketches alone are to be
+  // waited for.
+  bool after_sketch = false;
+
   float softmax_scale = 1.f;
   float eps = 0.f;
   int min_context = 0, newest = 1;

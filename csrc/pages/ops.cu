@@ -6,9 +6,8 @@
 #include <algorithm>
 #include <climits>
 
-#include "pages/launch.h"
 #include "pages/layout.cuh"
-#include "torch_args.h"
+#include "pages/ops.h"
 
 namespace lite_attention::pages {
 namespace {
@@ -32,7 +31,9 @@ Sketches sketches_of(const Tensor& sketch, int64_t head_dim, int device) {
           int(head_dim)};
 }
 
-void page_sketch(Tensor k_cache, Tensor sketch, Tensor pages) {
+}  // namespace
+
+SketchParams sketch_params(const Tensor& k_cache, const Tensor& sketch, const Tensor& pages) {
   const int device = k_cache.get_device_index();
   SketchParams params;
   const ScalarType type = k_cache.scalar_type();
@@ -55,17 +56,11 @@ void page_sketch(Tensor k_cache, Tensor sketch, Tensor pages) {
   STD_TORCH_CHECK(pages.dim() == 1 && (pages.size(0) <= 1 || pages.stride(0) == 1),
                   "lite_attention: pages must be contiguous");
   params.pages = int_data(pages, "pages");
-  params.count = int(pages.size(0));
-  if (params.count == 0 || params.sketches.num_blocks == 0) return;
-  torch::stable::accelerator::DeviceGuard guard(device);
-  check_cuda(launch_sketch(params, current_stream(device)), "launching the sketch kernel");
+  params.count = params.sketches.num_blocks > 0 ? int(pages.size(0)) : 0;
+  return params;
 }
 
-void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor counts, Tensor left_out,
-                 Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, OptionalTensor k_descale,
-                 int64_t max_seqlen_q, double softmax_scale, double eps, int64_t min_context, int64_t newest,
-                 OptionalTensor whole) {
-  const int device = q.get_device_index();
+SelectParams select_params(const Tensor& q, const SelectArgs& args) {
   SelectParams params;
   STD_TORCH_CHECK(q.is_cuda() && q.dim() == 3 && q.stride(2) == 1 &&
                       (q.scalar_type() == ScalarType::BFloat16 || q.scalar_type() == ScalarType::Half),
@@ -74,48 +69,58 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
   params.q = q.data_ptr();
   params.q_token_stride = q.stride(0);
   params.q_head_stride = q.stride(1);
-  params.sketches = sketches_of(sketch, q.size(2), device);
-  const int64_t batch = seqused_k.size(0), heads_k = params.sketches.heads_k;
+  params.sketches = sketches_of(args.sketch, q.size(2), q.get_device_index());
+  const Tensor& table = args.block_table;
+  const int64_t batch = args.seqused_k.size(0), heads_k = params.sketches.heads_k;
   STD_TORCH_CHECK(heads_k > 0 && q.size(1) % heads_k == 0,
                   "lite_attention: num_heads of q must be a multiple of those ", "of sketch");
   params.group = int(q.size(1) / heads_k);
-  STD_TORCH_CHECK(max_seqlen_q * params.group <= kMaxQueries, "lite_attention: max_seqlen_q must be at most ",
-                  kMaxQueries, " / (num_heads / num_heads_k), not ", max_seqlen_q);
-  STD_TORCH_CHECK(block_table.dim() == 2 && block_table.size(0) == batch &&
-                      (block_table.size(1) <= 1 || block_table.stride(1) == 1),
+  STD_TORCH_CHECK(args.max_seqlen_q * params.group <= kMaxQueries, "lite_attention: max_seqlen_q must be at most ",
+                  kMaxQueries, " / (num_heads / num_heads_k), not ", args.max_seqlen_q);
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == batch && (table.size(1) <= 1 || table.stride(1) == 1),
                   "lite_attention: block_table must be (batch, max_blocks) with contiguous rows");
   params.batch = int(batch);
-  params.max_seqlen_q = int(max_seqlen_q);
-  params.max_blocks = int(block_table.size(1));
+  params.max_seqlen_q = int(args.max_seqlen_q);
+  params.max_blocks = int(table.size(1));
   params.cu_seqlens_q =
-      static_cast<const int*>(contiguous_data(cu_seqlens_q, "cu_seqlens_q", ScalarType::Int, {batch + 1}));
-  params.seqused_k = static_cast<const int*>(contiguous_data(seqused_k, "seqused_k", ScalarType::Int, {batch}));
-  params.block_table = int_data(block_table, "block_table");
-  params.block_table_stride = block_table.stride(0);
-  if (whole) params.whole = static_cast<const bool*>(contiguous_data(*whole, "whole", ScalarType::Bool, {batch}));
-  params.k_descale = descale_of(k_descale, "k_descale", batch, heads_k);
-  params.softmax_scale = float(softmax_scale);
-  params.eps = float(eps);
-  params.min_context = int(std::min<int64_t>(min_context, INT_MAX));
-  params.newest = int(std::min<int64_t>(newest, INT_MAX));
+      static_cast<const int*>(contiguous_data(args.cu_seqlens_q, "cu_seqlens_q", ScalarType::Int, {batch + 1}));
+  params.seqused_k = static_cast<const int*>(contiguous_data(args.seqused_k, "seqused_k", ScalarType::Int, {batch}));
+  params.block_table = int_data(table, "block_table");
+  params.block_table_stride = table.stride(0);
+  if (args.whole) {
+    params.whole = static_cast<const bool*>(contiguous_data(*args.whole, "whole", ScalarType::Bool, {batch}));
+  }
+  params.k_descale = descale_of(args.k_descale, "k_descale", batch, heads_k);
+  params.softmax_scale = float(args.softmax_scale);
+  params.eps = float(args.eps);
+  params.min_context = int(std::min<int64_t>(args.min_context, INT_MAX));
+  params.newest = int(std::min<int64_t>(args.newest, INT_MAX));
   params.bits =
-      static_cast<uint32_t*>(contiguous_data(bits, "bits", ScalarType::Int, {batch, heads_k, params.words()}));
+      static_cast<uint32_t*>(contiguous_data(args.bits, "bits", ScalarType::Int, {batch, heads_k, params.words()}));
   params.indices =
-      static_cast<int*>(contiguous_data(indices, "indices", ScalarType::Int, {batch, heads_k, params.max_blocks}));
-  params.counts = static_cast<int*>(contiguous_data(counts, "counts", ScalarType::Int, {batch, heads_k}));
-  params.left_out =
-      static_cast<float*>(contiguous_data(left_out, "left_out", ScalarType::Float, {batch, heads_k * params.group}));
-  if (batch == 0) return;
-  torch::stable::accelerator::DeviceGuard guard(device);
-  cudaStream_t stream = current_stream(device);
+      static_cast<int*>(contiguous_data(args.indices, "indices", ScalarType::Int, {batch, heads_k, params.max_blocks}));
+  params.counts = static_cast<int*>(contiguous_data(args.counts, "counts", ScalarType::Int, {batch, heads_k}));
+  params.left_out = static_cast<float*>(
+      contiguous_data(args.left_out, "left_out", ScalarType::Float, {batch, heads_k * params.group}));
+  return params;
+}
+
+bool may_leave_out(const SelectParams& params) {
+  return params.eps > 0 && int64_t{params.max_blocks} * kPage >= params.min_context && params.max_blocks > 0 &&
+         params.max_seqlen_q > 0 && params.sketches.num_blocks > 0;
+}
+
+void select(const Tensor& q, SelectParams params, cudaStream_t stream) {
+  if (params.batch == 0) return;
+  const int device = q.get_device_index();
+  const int64_t lists = int64_t{params.batch} * params.sketches.heads_k;
   STD_TORCH_CHECK(cut_fits(params, multiprocessors(device)), "lite_attention: block_table has ", params.max_blocks,
                   " pages a sequence, more than shared memory has room for beside ", params.group,
-                  " query heads a KV head and ", batch * heads_k, " lists");
+                  " query heads a KV head and ", lists, " lists");
   // On PyTorch's allocator and this stream: alive until the launches.
   std::optional<Tensor> scratch;
-  if (params.eps > 0 && int64_t{params.max_blocks} * kPage >= params.min_context && params.max_blocks > 0 &&
-      max_seqlen_q > 0 && params.sketches.num_blocks > 0) {
-    const int64_t lists = batch * heads_k, quads = lists * max_seqlen_q * params.quads();
+  if (may_leave_out(params)) {
+    const int64_t quads = lists * params.max_seqlen_q * params.quads();
     const int64_t scores = quads * params.max_blocks * kHeads, tiles = quads * params.tiles_of_list() * kHeads;
     scratch = torch::stable::new_empty(q, {scores + 2 * tiles + lists * params.max_blocks}, ScalarType::Float);
     params.scores = static_cast<float4*>(scratch->data_ptr());
@@ -126,6 +131,29 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
     params.eps = 0;  // nothing to estimate, or to estimate from
   }
   check_cuda(launch_cut(params, multiprocessors(device), stream), "launching the cut kernel");
+}
+
+namespace {
+
+void page_sketch(Tensor k_cache, Tensor sketch, Tensor pages) {
+  const int device = k_cache.get_device_index();
+  const SketchParams params = sketch_params(k_cache, sketch, pages);
+  if (params.count == 0) return;
+  torch::stable::accelerator::DeviceGuard guard(device);
+  check_cuda(launch_sketch(params, current_stream(device)), "launching the sketch kernel");
+}
+
+void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor counts, Tensor left_out,
+                 Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, OptionalTensor k_descale,
+                 int64_t max_seqlen_q, double softmax_scale, double eps, int64_t min_context, int64_t newest,
+                 OptionalTensor whole) {
+  const SelectArgs args{sketch,        bits,      indices,     counts,    left_out,
+                        cu_seqlens_q,  seqused_k, block_table, k_descale, max_seqlen_q,
+                        softmax_scale, eps,       min_context, newest,    whole};
+  const int device = q.get_device_index();
+  const SelectParams params = select_params(q, args);
+  torch::stable::accelerator::DeviceGuard guard(device);
+  select(q, params, current_stream(device));
 }
 
 }  // namespace

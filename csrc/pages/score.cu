@@ -126,8 +126,10 @@ class Tiles {
 template <int kRounds, int kOctets>
 class Scorer {
  public:
-  __device__ Scorer(const SelectParams& params, Queries<kRounds, kOctets>& queries, int batch, int head)
+  // `waits` says that the kernel before has still to be waited for; whoever does it says so.
+  __device__ Scorer(const SelectParams& params, Queries<kRounds, kOctets>& queries, int batch, int head, bool& waits)
       : params_(params),
+        waits_(waits),
         queries_(queries),
         scope_(params, batch),
         batch_(batch),
@@ -168,6 +170,8 @@ class Scorer {
     int numbers[2];
     find(numbers, first_page);
     fill(queries_, params_, scope_, batch_, head_, first);
+    if (waits_) wait_for_kernels_before();
+    waits_ = false;
     for (int page0 = first_page; page0 < end_page; page0 += kStep) {
       Codes<kRounds> codes;
       codes.load(params_.sketches, numbers, head_);
@@ -240,6 +244,7 @@ class Scorer {
   }
 
   const SelectParams& params_;
+  bool& waits_;
   Queries<kRounds, kOctets>& queries_;
   const Scope scope_;
   const int batch_, head_;
@@ -248,15 +253,10 @@ class Scorer {
   const int64_t of_list_;  // the list's first quad
 };
 
-// Tiles are dealt out as runs: a group of warps has one head of one run. Groups beside each other have the heads of the
-// same pages, whose sketches are neighbours.
+// Those of this block's tiles. Tiles are dealt out as runs: a group of warps has one head of one run. Groups beside
+// each other have the heads of the same pages, whose sketches are neighbours.
 template <int kRounds, int kOctets>
-__global__ __launch_bounds__(kThreads,
-                             kBlocks<kRounds, kOctets>) void score_kernel(const __grid_constant__ SelectParams params) {
-  extern __shared__ uint4 raw_smem[];
-  auto* queries = reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem);
-  wait_for_kernels_before();
-  let_next_kernel_wait();
+__device__ void score(const SelectParams& params, Queries<kRounds, kOctets>* queries, bool& waits) {
   const Tiles tiles(params, reinterpret_cast<int*>(queries + kGroups));
 
   const int group = threadIdx.x / kGroupThreads, place = blockIdx.x * kGroups + group;
@@ -270,9 +270,23 @@ __global__ __launch_bounds__(kThreads,
   while (tile < end) {
     while (tiles.end(batch) <= tile) ++batch;
     const int stop = min(end, tiles.end(batch)), before = tiles.begin(batch);
-    Scorer<kRounds, kOctets>(params, queries[group], batch, head).run(tile - before, stop - before);
+    Scorer<kRounds, kOctets>(params, queries[group], batch, head, waits).run(tile - before, stop - before);
     tile = stop;
   }
+}
+
+template <int kRounds, int kOctets>
+__global__ __launch_bounds__(kThreads,
+                             kBlocks<kRounds, kOctets>) void score_kernel(const __grid_constant__ SelectParams params) {
+  extern __shared__ uint4 raw_smem[];
+  bool waits = params.after_sketch;
+  if (!waits) wait_for_kernels_before();
+  let_next_kernel_wait();
+  if (!step_without_lists(params)) {
+    score(params, reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem), waits);
+  }
+  // Kernels after this one take it that those before it have ended: one block sees to that.
+  if (waits && blockIdx.x == 0) wait_for_kernels_before();
 }
 
 template <int kRounds, int kOctets>

@@ -58,7 +58,11 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     cutlass::arch::fence_barrier_init();
   }
   if (!Traits::kMoveRegisters && threadIdx.x == 32) Plan::prefetch(params.plan, params.num_workers, blockIdx.x);
-  wait_for_kernels_before();
+  // In a decode step without lists the kernels before have nothing for this one, and what was there before them is:
+  // they say so by letting it begin.
+  const bool listed = walks_lists<Traits>(params);
+  const bool waits = !Traits::kPageLists || listed || !params.step_lists.indices;
+  if (waits) wait_for_kernels_before();
   let_next_kernel_wait();
   Cluster<Traits::kCluster>::sync();
 
@@ -72,13 +76,15 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
     // Nothing waits for this thread's look at the plan: the first warp reads it at the same time.
     if (threadIdx.x == 96) trap_at_foreign_plan<Traits>(params);
-    produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync());
+    produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync(), listed);
   } else {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
     Consumer<Traits>(params, smem).run();
   }
   // Until here others may arrive at this block's barriers.
   if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
+  // What comes after this kernel must not find one of those before it still running.
+  if (!waits && threadIdx.x == 0) wait_for_kernels_before();
 }
 
 template <class Traits>

@@ -194,9 +194,20 @@ __device__ Start start_of(int worker, const PlanHeader& header, const int4* entr
   return start;
 }
 
+// Whether any sequence is not whole.
+__device__ bool any_listed(const Lengths& lengths, const WholeSequences& whole) {
+  if (whole.min_context <= 0 && !whole.marked) return true;
+  bool any = false;
+  for (int b = threadIdx.x; b < lengths.batch; b += kPlanThreads) {
+    const int keys = lengths.seqused_k ? lengths.seqused_k[b] : lengths.seqlen_k;
+    any = any || (keys >= whole.min_context && !(whole.marked && whole.marked[b]));
+  }
+  return __syncthreads_or(any);
+}
+
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBounds bounds, Lengths lengths,
-                                                            Packing packing, Tile tile, bool never_split,
-                                                            bool longest_first) {
+                                                            WholeSequences whole, Packing packing, Tile tile,
+                                                            bool never_split, bool longest_first) {
   wait_for_kernels_before();
   let_next_kernel_wait();
   int* arrivals = words + sizeof(PlanHeader) / 4;
@@ -208,6 +219,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
   int* offsets = Near::holds_sequences(lengths) ? near.offsets : words + bounds.offsets();
   int* order = words + bounds.order();
   for (int i = threadIdx.x; i < bounds.blocks; i += kPlanThreads) arrivals[i] = 0;
+  const bool listed = any_listed(lengths, whole);
   order_sequences(lengths, order, longest_first, near);
 
   int num_entries = 0, most_tiles = 0;
@@ -302,6 +314,7 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
     header.prefix = bounds.prefix();
     header.last_heads =
         few_rows ? packing.head_tiles : max(1, min(last_heads, packing.head_tiles - heads - (entries_left > 0)));
+    header.listed = listed;
     header.taken = header.finished = 0;
     *reinterpret_cast<PlanHeader*>(words) = header;
   }
@@ -320,10 +333,10 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(int* words, PlanBoun
 
 }  // namespace
 
-cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
-                        const Tile& tile, bool never_split, cudaStream_t stream) {
+cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const WholeSequences& whole,
+                        const Packing& packing, const Tile& tile, bool never_split, cudaStream_t stream) {
   const bool longest_first = lengths.planned() > 1 && (never_split || tile.block_m > kRowsPerWarpgroup);
-  return launch_dependent(plan_kernel, 1, kPlanThreads, 0, stream, 1, words, bounds, lengths, packing, tile,
+  return launch_dependent(plan_kernel, 1, kPlanThreads, 0, stream, 1, words, bounds, lengths, whole, packing, tile,
                           never_split, longest_first);
 }
 

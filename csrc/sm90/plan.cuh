@@ -25,6 +25,7 @@ struct PlanHeader {
   int entries, prefix;                      // where these arrays begin, in words from the header
   int columns;                              // of the streamed items
   int last_heads;  // that are worked on side by side, the last ones of those whose items are taken whole
+  int listed;      // whether any sequence of the step decodes from a list of pages (page_scheduler.cuh)
   // Items taken after each worker's first, and workers that found no more; zero between launches.
   int taken, finished;
 };
@@ -88,6 +89,10 @@ struct Plan {
   int4* entries;  // (num_entries) batch, m_tile, first KV tile, number of KV tiles
   int* prefix;    // (num_entries + 1) exclusive sums of the entries' weights
 
+  static __host__ __device__ const int* listed(const int* words) {
+    return &reinterpret_cast<const PlanHeader*>(words)->listed;
+  }
+
   __device__ explicit Plan(int* words)
       : header(reinterpret_cast<PlanHeader*>(words)),
         arrivals(words + sizeof(PlanHeader) / 4),
@@ -125,9 +130,15 @@ struct PlanBounds {
   int64_t words() const { return int64_t{order()} + batch; }
 };
 
+// Of a step that decodes from lists, the sequences that list everything: short ones, and those marked.
+struct WholeSequences {
+  int min_context = 0;
+  const bool* marked = nullptr;  // (batch) or null
+};
+
 // With `never_split` all items are taken whole, whatever the lengths: a row's result then depends on nothing else in
 // the batch.
-cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const Packing& packing,
-                        const Tile& tile, bool never_split, cudaStream_t stream);
+cudaError_t launch_plan(int* words, const PlanBounds& bounds, const Lengths& lengths, const WholeSequences& whole,
+                        const Packing& packing, const Tile& tile, bool never_split, cudaStream_t stream);
 
 }  // namespace lite_attention::sm90

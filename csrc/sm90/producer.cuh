@@ -5,6 +5,7 @@
 // tiles arrive while the consumers end the item before.
 #pragma once
 
+#include "sm90/page_scheduler.cuh"
 #include "sm90/pipeline.cuh"
 #include "sm90/rows.cuh"
 #include "sm90/scheduler.cuh"
@@ -47,8 +48,9 @@ class TileLoader {
   using Loaded = typename Traits::Loaded;
 
  public:
-  // `part` is which of the block's warps that share a tile this one is.
-  __device__ TileLoader(const FwdParams& params, const CUtensorMap& map, const Work& work, int kv_head, int part)
+  // `part` is which of the block's warps that share a tile this one is; `listed` whether tiles are of listed pages.
+  __device__ TileLoader(const FwdParams& params, const CUtensorMap& map, const Work& work, int kv_head, int part,
+                        bool listed)
       : params_(params), map_(map), seqlen_k_(work.seq.seqlen_k), kv_head_(kv_head) {
     const int rank = Cluster<Traits::kCluster>::rank();
     const int first_box = (threadIdx.x % 32 * load_warps<Traits>(params) + part) * Traits::kCluster;
@@ -61,8 +63,9 @@ class TileLoader {
     if (params.block_table) {
       table_ = params.block_table + work.batch * params.block_table_stride;
       if constexpr (Traits::kPageLists) {
-        const PageLists& lists = params.lengths.lists;
-        if (lists.indices) list_ = lists.indices + (int64_t{work.batch} * lists.heads + kv_head) * lists.max_pages;
+        const PageLists& lists = params.lengths.lists.indices ? params.lengths.lists : params.step_lists;
+        if (listed) list_ = lists.indices + (int64_t{work.batch} * lists.heads + kv_head) * lists.max_pages;
+        max_pages_ = lists.max_pages;
       }
     } else {
       token0_ = work.seq.k_begin;
@@ -93,7 +96,7 @@ class TileLoader {
   // zeros.
   __device__ Box numbered(Box box) const {
     if (!table_) return box;
-    const bool there = list_ ? unsigned(box.outer) < unsigned(params_.lengths.lists.max_pages) : box.outer >= 0;
+    const bool there = list_ ? unsigned(box.outer) < unsigned(max_pages_) : box.outer >= 0;
     box.outer = there ? table_[box.outer] : -1;
     return box;
   }
@@ -129,6 +132,7 @@ class TileLoader {
   const CUtensorMap& map_;
   const int* table_ = nullptr;  // of this sequence's pages
   const int* list_ = nullptr;   // of those that this head attends to; null is all
+  int max_pages_ = 0;           // of a list
   int seqlen_k_, kv_head_;
   int token0_ = 0, batch_ = 0;      // where keys without pages begin
   int slab_, box_;                  // this lane's box in every tile
@@ -287,18 +291,21 @@ struct Job {
 template <class Traits>
 class Planner {
  public:
-  __device__ Planner(const FwdParams& params, typename Traits::SharedStorage& smem, bool ahead)
+  // With `deals` it deals listed pages itself, else what the plan says.
+  __device__ Planner(const FwdParams& params, typename Traits::SharedStorage& smem, bool ahead, bool deals)
       : smem_(smem),
         ahead_(ahead),
-        scheduler_(params, Cluster<Traits::kCluster>::worker(), ahead && Traits::kMoveRegisters),
+        deals_(deals),
+        scheduler_(params, Cluster<Traits::kCluster>::worker(), ahead && Traits::kMoveRegisters, deals),
+        pages_(params, Cluster<Traits::kCluster>::worker()),
         keeper_(params, smem) {}
 
   __device__ Work next(WorkRing<Traits>& ring_work) {
     keeper_.make_room();
     // Not before it is wanted: an item taken early is one that an idle block can't have.
     if (!ahead_ && items_ > 0) smem_.work_wanted.wait((items_ - 1) & 1);
+    Work work = next_item();
     ++items_;
-    Work work = scheduler_.next();
     keeper_.open(work);
     ring_work.put(work);
     return work;
@@ -307,18 +314,29 @@ class Planner {
   __device__ void close() { keeper_.close(); }
 
  private:
+  __device__ Work next_item() {
+    if constexpr (Traits::kPageLists) {
+      if (deals_) {
+        if (items_ == 0) pages_.begin();
+        return pages_.next();
+      }
+    }
+    return scheduler_.next();
+  }
+
   typename Traits::SharedStorage& smem_;
-  const bool ahead_;
+  const bool ahead_, deals_;
   uint32_t items_ = 0;
   Scheduler<Traits::kSkip, !Traits::kMoveRegisters> scheduler_;
+  PageScheduler<Traits::kBlockN> pages_;
   ListKeeper<Traits> keeper_;
 };
 
 template <class Traits>
-__device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp) {
+__device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp, bool listed) {
   const Job<Traits> job(params, warp);
   WorkRing<Traits> ring_work(smem);
-  Planner<Traits> planner(params, smem, job.ahead);
+  Planner<Traits> planner(params, smem, job.ahead, listed && params.step_lists.indices);
   if (Traits::kSkip && job.plans) {  // and does nothing else: a loop of its own needs fewer registers
     while (planner.next(ring_work).parts != 0) {
     }
@@ -355,7 +373,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
     if (job.loads_q) queries.load(params, smem, work);
     if (job.loads_k || job.loads_v) {
       int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
-      TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part);
+      TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part, listed);
       auto walk = lists.walk(work);
       job.loads_v ? produce_tiles<Traits>(loader, work, walk, Traits::v_loads(smem), ring, [] {})
                   : produce_tiles<Traits>(loader, work, walk, Traits::k_loads(smem), ring, ask);

@@ -14,9 +14,10 @@ template <bool kWhole, bool kStarts>
 class Scheduler {
  public:
   // `ahead` takes the next item while this one is given out: nobody waits for it then, but an idle worker can't have it
-  // any more.
-  __device__ Scheduler(const FwdParams& params, int worker, bool ahead)
+  // any more. An `idle` one is never asked.
+  __device__ Scheduler(const FwdParams& params, int worker, bool ahead, bool idle)
       : params_(params), worker_(worker), ahead_(ahead) {
+    if (idle) return;
     if constexpr (kStarts) {
       start_ = reinterpret_cast<const Start*>(params.plan + Plan::starts(params.num_workers))[worker];
     }
