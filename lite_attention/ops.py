@@ -30,7 +30,7 @@ METADATA_SCHEMA = (
     "(Tensor(a!) metadata, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, int batch, int total_q, "
     "int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int head_dim, "
     "int window_left, int window_right, int num_splits=0, bool paged=False, bool fp8_kv=False, "
-    "bool fp8_q=False) -> ()"
+    "bool fp8_q=False, int min_context=0, Tensor? whole=None) -> ()"
 )
 METADATA_SIZE_SCHEMA = (
     "(int batch, int total_q, int max_seqlen_q, int num_heads, int num_heads_k, int head_dim, int device) -> int"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lite_attention import hopper
 from lite_attention.checks import check_num_splits, wrong
+from lite_attention.pages.checks import check_tokens, check_whole
 from lite_attention.problem import FP8
 
 
@@ -43,6 +44,8 @@ def get_scheduler_metadata(
     q_dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     out: Tensor | None = None,
+    min_context: int = 0,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Plans a step on the GPU, from lengths that are there: nothing waits.
 
@@ -65,13 +68,18 @@ def get_scheduler_metadata(
         device: the GPU, where no tensor tells it.
         out: int32 tensor to write to, of at least `scheduler_metadata_size` elements; for CUDA graphs, which read the
             same memory at every replay.
+        min_context, whole: as in the calls of `lite_attention.pages.decode_pages` that the plan is for: the sequences
+            that list everything are those of fewer keys than `min_context`, and those that `whole`, bool (batch_size,)
+            on the GPU, marks. The plan then says whether any sequence of the step decodes from a list at all; where
+            none does, `decode_pages` is a dense call under this plan. Other calls leave them out.
 
     Returns:
         The metadata: int32, one dimension, `out` where given.
 
     Raises:
-        ValueError: `total_q` is missing; `num_splits` or `page_size` is out of range; there is no `q_dtype` or no
-            `kv_dtype` like that; `out` is too small or no int32 GPU tensor.
+        ValueError: `total_q` is missing; `num_splits`, `page_size` or `min_context` is out of range; there is no
+            `q_dtype` or no `kv_dtype` like that; `whole` is not of the batch; `out` is too small or no int32 GPU
+            tensor.
     """
     check_num_splits(num_splits)
     if page_size is not None and page_size < 1:
@@ -82,11 +90,13 @@ def get_scheduler_metadata(
         raise wrong("kv_dtype", kv_dtype, f"None or {FP8} beside a q_dtype of {FP8}")
     if kv_dtype not in (None, FP8, *hopper.DTYPES):
         raise wrong("kv_dtype", kv_dtype, f"None, {FP8}, or {' or '.join(map(str, hopper.DTYPES))} like q")
+    check_tokens("min_context", min_context, 0)
     if cu_seqlens_q is not None and total_q is None:
         raise wrong("total_q", None, "the number of rows of q, where cu_seqlens_q is given")
     total_q = batch_size * max_seqlen_q if cu_seqlens_q is None else total_q
-    lengths = [x for x in (cu_seqlens_q, cu_seqlens_k, seqused_k, out) if x is not None]
-    place = lengths[0].device if lengths else torch.device(device or "cuda")
+    tensors = [x for x in (cu_seqlens_q, cu_seqlens_k, seqused_k, whole, out) if isinstance(x, Tensor)]
+    place = tensors[0].device if tensors else torch.device(device or "cuda")
+    check_whole(whole, batch_size, place)
     index = torch.cuda.current_device() if place.index is None else place.index
     words = scheduler_metadata_size(batch_size, total_q, max_seqlen_q, num_heads, num_heads_k, head_dim, index)
     if out is None:
@@ -97,6 +107,6 @@ def get_scheduler_metadata(
     torch.ops.lite_attention.get_scheduler_metadata(
         out, cu_seqlens_q, cu_seqlens_k, seqused_k, batch_size, total_q, max_seqlen_q, max_seqlen_k,
         num_heads, num_heads_k, head_dim, -1 if left < 0 else left, 0 if causal else (-1 if right < 0 else right),
-        num_splits, page_size is not None, FP8 in (q_dtype, kv_dtype), q_dtype == FP8,
+        num_splits, page_size is not None, FP8 in (q_dtype, kv_dtype), q_dtype == FP8, min_context, whole,
     )  # fmt: skip
     return out

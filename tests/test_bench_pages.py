@@ -54,7 +54,8 @@ def test_the_row_of_a_prompt_is_measured():
 
 @pytest.mark.parametrize("plan", [*PLANS.values()], ids=[*PLANS])
 def test_wrong_results_are_caught(plan, monkeypatch):
-    right = page_work.attend_pages
+    name = "attend_pages" if plan is PLANS["random"] else "decode_pages"
+    right = getattr(page_work, name)
 
     def almost(*args, out, **kwargs):
         right(*args, out=out, **kwargs)
@@ -62,24 +63,47 @@ def test_wrong_results_are_caught(plan, monkeypatch):
 
     work = plan.prepare(make_inputs(STEP, CPU, seed=0), seed=1)
     assert all(one.right for one in work.check())
-    monkeypatch.setattr(page_work, "attend_pages", almost)
+    monkeypatch.setattr(page_work, name, almost)
     assert not all(one.right for one in work.check())
 
 
-def test_a_changed_list_and_a_broken_budget_are_caught():
+def test_a_changed_list_and_a_broken_budget_are_caught(monkeypatch):
     work = NeededPages(0.3).prepare(make_inputs(STEP, CPU, seed=0), seed=1)
     assert all(one.right for one in work.check()) and work.check_list().right
     work.lists.bits[0, 0, 3] ^= 4
     assert not work.check_list().right
-    select = work._select
+    decode = page_work.decode_pages
 
-    def with_too_much_left_out(*args):
-        lists = select(*args)
+    def with_too_much_left_out(*args, lists, **kwargs):
+        decode(*args, lists=lists, **kwargs)
         lists.left_out[1, 2] = 0.2
-        return lists
 
-    work._select = with_too_much_left_out
+    monkeypatch.setattr(page_work, "decode_pages", with_too_much_left_out)
     assert not all(one.right for one in work.check())
+
+
+def test_of_a_step_that_leaves_nothing_out_the_counts_are_held_to():
+    """Kernels may leave the bits as they were."""
+    work = PLANS["short"].prepare(make_inputs(STEP, CPU, seed=0), seed=1)
+    assert all(one.right for one in work.check())
+    work.lists.bits.fill_(5)
+    work.lists.indices.fill_(-1)
+    assert work.check_list().right
+    work.lists.counts[1, 0] -= 1
+    assert not work.check_list().right
+
+
+def test_a_step_writes_its_sketches_and_is_told_of_its_plan(monkeypatch):
+    planned = []
+    monkeypatch.setattr(page_work, "plan_of", lambda *args: planned.append(args) or torch.zeros(3).int())
+    inputs = make_inputs(STEP, CPU, seed=0)
+    work = PLANS["short"].prepare(inputs, seed=1)
+    assert planned == [(inputs, 8192)]
+    given = {}
+    monkeypatch.setattr(page_work, "decode_pages", lambda *args, **kwargs: given.update(kwargs))
+    work()
+    assert given["scheduler_metadata"] is work.metadata and given["min_context"] == 8192
+    assert given["filled"].tolist() == [int(inputs.block_table[0, 0]), -1]
 
 
 def test_a_page_without_its_sketch_is_caught():

@@ -25,6 +25,7 @@ class Decoding:
     seq_lens: torch.Tensor  # int32 (rows,); 0 in rows that pad a CUDA graph's batch
     block_table: torch.Tensor  # int32 (rows, blocks)
     whole: torch.Tensor  # bool (rows,): part of a prompt as short as a decode step, attended to densely
+    scheduler_metadata: torch.Tensor | None = None  # the plan of these rows; without, each layer makes its own
 
 
 class DecodingSplit:

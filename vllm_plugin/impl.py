@@ -159,9 +159,10 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         if self.listing is None or self.listing.tally is None:
             self._attend(query[:tokens], cache, step, output[:tokens], scales)
             return output
-        self.listing.write_sketches(cache[0], kv_cache, step.filled)
         split = 0
-        if step.decoding is not None:
+        if step.decoding is None:
+            self.listing.write_sketches(cache[0], kv_cache, step.filled)
+        else:
             split = step.decoding.tokens
             self.listing.decode(
                 query[:split],
@@ -169,6 +170,7 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
                 kv_cache,
                 step.decoding,
                 output[:split],
+                filled=step.filled,
                 scale=self.scale,
                 sinks=self.sinks,
                 num_splits=self.num_splits,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.platforms import current_platform
 
-from lite_attention.pages import PAGE, PageLists, attend_pages, select_pages, write_sketch
+from lite_attention.pages import PAGE, PageLists, decode_pages, write_sketch
 from lite_attention.pages.hopper import MAX_QUERIES
 from lite_attention.skip.bits import words
 from vllm_plugin import sketches
@@ -117,7 +117,7 @@ class Listing:
         return not {index, index - self.layers} & set(self.settings.dense_layers)
 
     def write_sketches(self, key_cache: torch.Tensor, kv_cache: torch.Tensor, filled: torch.Tensor) -> None:
-        """Writes the sketches of the pages that this step filled, int32 with negative numbers for none."""
+        """Writes the sketches of the pages that a step without decoding rows filled; int32, negative for none."""
         write_sketch(key_cache, sketches.view(kv_cache, self.head_size), filled)
 
     def decode(
@@ -129,41 +129,42 @@ class Listing:
         rows: Decoding,
         output: torch.Tensor,
         *,
+        filled: torch.Tensor,
         scale: float,
         sinks: torch.Tensor | None,
         num_splits: int,
         k_descale: torch.Tensor | None = None,
         v_descale: torch.Tensor | None = None,
     ) -> None:
-        """Attention of the step's decoding rows, query (tokens, num_heads, head_size), into output of its shape."""
+        """Attention of the step's decoding rows, query (tokens, num_heads, head_size), into output of its shape.
+
+        Before that it writes the sketches of all pages that the step filled, with its other rows too.
+        """
         batch = rows.seq_lens.shape[0]
         table = rows.block_table[:, : self.memory.blocks]
         lists = self.memory.lists(batch, table.shape[1], *self.tally.of_layer(self.slot, batch))
-        batch_arguments = rows.query_start_loc, rows.seq_lens, table, rows.max_query_len
-        select_pages(
-            query,
-            sketches.view(kv_cache, self.head_size),
-            *batch_arguments,
-            eps=self.eps,
-            min_context=self.settings.min_context,
-            newest=self.settings.newest,
-            softmax_scale=scale,
-            k_descale=k_descale,
-            lists=lists,
-            whole=rows.whole,
-        )
-        attend_pages(
+        decode_pages(
             query,
             key_cache,
             value_cache,
-            lists,
-            *batch_arguments,
+            sketches.view(kv_cache, self.head_size),
+            rows.query_start_loc,
+            rows.seq_lens,
+            table,
+            rows.max_query_len,
+            eps=self.eps,
+            filled=filled,
+            min_context=self.settings.min_context,
+            newest=self.settings.newest,
             softmax_scale=scale,
             sinks=sinks,
-            num_splits=num_splits,
             k_descale=k_descale,
             v_descale=v_descale,
+            lists=lists,
+            whole=rows.whole,
+            scheduler_metadata=rows.scheduler_metadata,
             out=output,
+            num_splits=num_splits,
         )
         if self.slot == self.tally.layers - 1:
             self.tally.add(rows)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec
 
+    from vllm_plugin.schedule import DecodingSchedule
+
 logger = init_logger(f"vllm.{__name__}")  # below "vllm", whose handlers and level vLLM configures
 
 
@@ -88,6 +90,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             kv_cache_spec.block_size,
         )
         self.split: DecodingSplit | None = None
+        self.decoding_schedule: DecodingSchedule | None = None
         if listed := self._listed_layers():
             self._prepare_lists(listed)
 
@@ -109,6 +112,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         self.supports_update_block_table = False  # pages that fill are worked out from each group's own slots
         self.split = DecodingSplit(self.reorder_batch_threshold, self.vllm_config, self.device)
         self.only_listed = len(listed) == len(self.layer_names)
+        self.decoding_schedule = self._decoding_schedule(first.settings.min_context)
         pages = self.vllm_config.cache_config.num_gpu_blocks or 0
         sketch_bytes = len(listed) * pages * sketches.room(self.kv_cache_spec)
         self.tally = Tally(
@@ -141,6 +145,14 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             first.memory.nbytes / 2**20,
         )
 
+    def _decoding_schedule(self, min_context: int) -> DecodingSchedule | None:
+        """None where each layer plans for itself, and with num_splits=1, with which lists have no use for a plan."""
+        if self.schedule is None or self.schedule.num_splits == 1:
+            return None
+        from vllm_plugin.schedule import DecodingSchedule
+
+        return DecodingSchedule(self.schedule, self.reorder_batch_threshold, min_context, self.vllm_config, self.device)
+
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> LiteAttentionMetadata:
@@ -157,6 +169,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         step = self._step(common, plan=decoding is None or not self.only_listed)
         step.filled = self.split.filled(common.slot_mapping)
         step.decoding = decoding
+        if decoding is not None and self.decoding_schedule is not None:
+            decoding.scheduler_metadata = self.decoding_schedule.plan(decoding)
         if decoding is None:
             step.others = copy.copy(step)
         elif (others := after(common, decoding)) is not None:
@@ -164,7 +178,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         return step
 
     def _step(self, common: CommonAttentionMetadata, plan: bool = True) -> LiteAttentionMetadata:
-        """All rows of `common` as a step of dense attention. There is room for one plan: not for two in a step."""
+        """All rows of `common` as a step of dense attention. There is room for one such plan: not for two in a step."""
         max_query_len = query_len_of_tile(common, self.vllm_config) if self.on_gpu else common.max_query_len
         return LiteAttentionMetadata(
             num_actual_tokens=common.num_actual_tokens,

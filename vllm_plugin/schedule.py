@@ -1,4 +1,7 @@
-"""The kernel's schedule of a step: planned once on the GPU, read by every layer of a KV-cache group."""
+"""The kernels' schedule of a step: planned once on the GPU, read by every layer of a KV-cache group.
+
+Its memory stays at one address, because CUDA graphs read it at every replay.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
+    from vllm_plugin.decoding import Decoding
     from vllm_plugin.impl import LiteAttentionImpl
 
 logger = init_logger(f"vllm.{__name__}")
 
 
 class StepSchedule:
-    """Owns the memory that holds the plan, at one address, because CUDA graphs read it at every replay."""
+    """Owns the memory that holds the plan of dense attention."""
 
     def __init__(self, impl: LiteAttentionImpl, page_size: int, vllm_config: VllmConfig, device: torch.device) -> None:
         self.heads = (impl.num_heads, impl.num_kv_heads, impl.head_size)
@@ -32,16 +36,9 @@ class StepSchedule:
         self.kv_dtype = FP8 if impl.fp8_kv else None
         # What a plan holds for, besides the lengths.
         self.shape = (*self.heads, self.window_left, page_size, self.kv_dtype)
-        scheduler = vllm_config.scheduler_config
-        tokens = scheduler.max_num_batched_tokens
         # The longest query chooses between the tiles for decode and for prefill: there must be room for either's plan.
-        words = max(
-            scheduler_metadata_size(
-                scheduler.max_num_seqs, tokens, longest, *self.heads, torch.device(device).index or 0
-            )
-            for longest in (1, tokens)
-        )
-        self.metadata = torch.zeros(words, dtype=torch.int32, device=device)
+        longest = 1, vllm_config.scheduler_config.max_num_batched_tokens
+        self.metadata = _room(self.heads, longest, vllm_config, device)
 
     @classmethod
     def for_layers(
@@ -79,3 +76,50 @@ class StepSchedule:
             kv_dtype=self.kv_dtype,
             out=self.metadata,
         )
+
+
+class DecodingSchedule:
+    """Owns the memory that holds the plan of the rows that decode from lists: a step may have both plans."""
+
+    def __init__(
+        self,
+        layers: StepSchedule,
+        decode_len: int,
+        min_context: int,
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        """For the layers of that schedule; `decode_len`: the most query tokens of a decoding row."""
+        self.layers = layers
+        self.min_context = min_context
+        self.metadata = _room(layers.heads, (decode_len,), vllm_config, device)
+
+    def plan(self, rows: Decoding) -> torch.Tensor:
+        """Plans attention of these rows, on the current stream and without waiting. Layers may differ in their eps."""
+        return get_scheduler_metadata(
+            rows.seq_lens.shape[0],
+            rows.max_query_len,
+            rows.block_table.shape[1] * self.layers.page_size,
+            *self.layers.heads,
+            cu_seqlens_q=rows.query_start_loc,
+            total_q=rows.tokens,
+            seqused_k=rows.seq_lens,
+            causal=True,
+            num_splits=self.layers.num_splits,
+            page_size=self.layers.page_size,
+            kv_dtype=self.layers.kv_dtype,
+            out=self.metadata,
+            min_context=self.min_context,
+            whole=rows.whole,
+        )
+
+
+def _room(
+    heads: tuple[int, int, int], longest: tuple[int, ...], vllm_config: VllmConfig, device: torch.device
+) -> torch.Tensor:
+    """Memory for the plan of any step whose longest query is one of these."""
+    scheduler = vllm_config.scheduler_config
+    step = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+    index = torch.device(device).index or 0
+    words = max(scheduler_metadata_size(*step, each, *heads, index) for each in longest)
+    return torch.zeros(words, dtype=torch.int32, device=device)

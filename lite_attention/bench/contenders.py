@@ -74,21 +74,7 @@ class Ours:
             )
         paged = inputs.block_table is not None
         longest = max(shape.q_lens), max(shape.k_lens)
-        metadata = None
-        if shape.planned and inputs.q.is_cuda:  # the CPU path plans nothing
-            metadata = lite_attention.get_scheduler_metadata(
-                shape.batch,
-                *longest,
-                shape.heads,
-                shape.heads_k,
-                shape.head_dim,
-                cu_seqlens_q=inputs.cu_seqlens_q,
-                total_q=inputs.q.shape[0],
-                seqused_k=inputs.seqused_k,
-                causal=shape.causal,
-                page_size=shape.page_size if paged else None,
-                **{"kv_dtype": inputs.k.dtype, "q_dtype": inputs.q.dtype},
-            )
+        metadata = plan_of(inputs)
         return lambda: lite_attention.flash_attn_varlen_func(
             inputs.q,
             inputs.k,
@@ -103,6 +89,32 @@ class Ours:
             out=out,
             **inputs.descales,
         )
+
+
+def plan_of(inputs: Inputs, min_context: int = 0) -> Tensor | None:
+    """The scheduler metadata of packed or paged inputs, where it is to be there before the call.
+
+    `min_context` is that of `decode_pages`.
+    """
+    shape = inputs.shape
+    if not shape.planned or not inputs.q.is_cuda:  # the CPU path plans nothing
+        return None
+    return lite_attention.get_scheduler_metadata(
+        shape.batch,
+        max(shape.q_lens),
+        max(shape.k_lens),
+        shape.heads,
+        shape.heads_k,
+        shape.head_dim,
+        cu_seqlens_q=inputs.cu_seqlens_q,
+        total_q=inputs.q.shape[0],
+        seqused_k=inputs.seqused_k,
+        causal=shape.causal,
+        page_size=shape.page_size,
+        kv_dtype=inputs.k.dtype,
+        q_dtype=inputs.q.dtype,
+        min_context=min_context,
+    )
 
 
 class OwnContiguous(Ours):

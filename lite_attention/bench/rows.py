@@ -124,7 +124,7 @@ def _skip(size: str, tokens: int, heads: int, causal: bool) -> tuple[Row, ...]:
 
 
 def _pages(name: str, batch: int, tokens: int, target: Target, plan: SkipPlan) -> Row:
-    """A decode step from listed pages. Its plan is made within, as lists differ from layer to layer."""
+    """A decode step from listed pages. Its lists are made within, as they differ from layer to layer."""
     shape = Shape((1,) * batch, (tokens,) * batch, 32, 8, 128, causal=True, layout="paged", page_size=16, planned=True)
     return Row(f"pages-{name}", shape, (target,), bound="memory", skip=plan)
 

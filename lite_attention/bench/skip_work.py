@@ -47,7 +47,7 @@ def full_list(shape: Shape, device: torch.device) -> SkipList:
 
 
 def compare_lists(found: Tensor, expected: Tensor) -> Agreement:
-    """Visits, bool of one shape: no tile may differ."""
+    """Visits, bool of one shape, or numbers of them: none may differ."""
     wrong = found != expected
     return Agreement("the list as it should be", float(wrong.sum()), 0.0, float(wrong.float().mean()), 0.0)
 

@@ -49,6 +49,15 @@ def check_sketch(sketch: Tensor, head_dim: int, like: Tensor) -> None:
         raise wrong("sketch", f"strides {strides}", f"sketches without gaps, each at a multiple of {ALIGNMENT} bytes")
 
 
+def check_sketches(k_cache: Tensor, sketch: Tensor) -> None:
+    """A cache of keys, and the sketches of all of its pages and heads."""
+    check_cache("k_cache", k_cache)
+    check_sketch(sketch, k_cache.shape[3], k_cache)
+    if sketch.shape[:2] != (k_cache.shape[0], k_cache.shape[2]):
+        works = (k_cache.shape[0], k_cache.shape[2], sketch.shape[2])
+        raise wrong("sketch", f"shape {tuple(sketch.shape)}", f"{works}, for the pages and heads of k_cache")
+
+
 def check_queries(q: Tensor, sketch: Tensor) -> None:
     check_operand("q", q, "(total_q, num_heads, head_dim)")
     if 0 in q.shape[1:]:
@@ -70,9 +79,13 @@ def check_batch(q: Tensor, cu_seqlens_q: Tensor, seqused_k: Tensor, block_table:
 def check_budget(eps: float, min_context: int, newest: int) -> None:
     if not is_number(eps) or not 0 <= eps < 1:
         raise wrong("eps", eps, "a number from 0, which lists everything, to below 1")
-    for name, value, least in (("min_context", min_context, 0), ("newest", newest, 1)):
-        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < least:
-            raise wrong(name, value, f"an int of {least} or more, in tokens")
+    check_tokens("min_context", min_context, 0)
+    check_tokens("newest", newest, 1)
+
+
+def check_tokens(name: str, value: int, least: int) -> None:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < least:
+        raise wrong(name, value, f"an int of {least} or more, in tokens")
 
 
 def as_factors(k_descale: Tensor | None, batch: int, heads_k: int, like: Tensor) -> Tensor | None:
@@ -96,11 +109,11 @@ def check_lists(lists: PageLists, batch: int, heads_k: int, blocks: int, q: Tens
             raise wrong("lists", f"strides {x.stride()} for shape {tuple(x.shape)}", "contiguous tensors")
 
 
-def check_whole(whole: Tensor | None, batch: int, like: Tensor) -> None:
+def check_whole(whole: Tensor | None, batch: int, device: torch.device) -> None:
     if whole is None:
         return
     if not isinstance(whole, Tensor) or whole.dtype != torch.bool or whole.shape != (batch,):
         given = f"{whole.dtype} {tuple(whole.shape)}" if isinstance(whole, Tensor) else type(whole).__name__
         raise wrong("whole", given, f"None or a bool tensor ({batch},)")
-    if whole.device != like.device:
-        raise wrong("whole", f"a tensor on {whole.device}", f"one on {like.device}, as the other tensors are")
+    if whole.device != device:
+        raise wrong("whole", f"a tensor on {whole.device}", f"one on {device}, as the other tensors are")

@@ -1,7 +1,7 @@
 """The public functions of decoding from listed pages.
 
-`write_sketch` after the keys of a page are complete, then for each decode step `select_pages` and `attend_pages`.
-Common to them:
+`write_sketch` after the keys of a page are complete, then for each decode step `select_pages` and `attend_pages`; or
+`decode_pages`, which is a step of all three in one call, whose kernels overlap. Common to them:
 
 - The cache has pages of 16 tokens; query head h reads key head `h // (num_heads // num_heads_k)`.
 - Attention is causal, aligned to the bottom right: the last query token of a sequence sees all of its `seqused_k`
@@ -16,27 +16,16 @@ Twilight (arXiv 2502.02770); leaving out what is negligible, LiteAttention (arXi
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lite_attention import ops
-from lite_attention.checks import check_inference, check_ints, check_operand, is_number, prepare, wrong
+from lite_attention.checks import check_inference, check_ints
 from lite_attention.pages import hopper, op
-from lite_attention.pages.checks import (
-    as_factors,
-    check_batch,
-    check_budget,
-    check_cache,
-    check_lists,
-    check_queries,
-    check_sketch,
-    check_whole,
-)
+from lite_attention.pages.checks import check_cache, check_lists, check_sketches
 from lite_attention.pages.layout import sketch_bytes
 from lite_attention.pages.lists import PageLists
-from lite_attention.pages.problem import Selection
+from lite_attention.pages.prepare import prepare_attention, prepare_selection
 
 
 def empty_sketch(k_cache: Tensor) -> Tensor:
@@ -73,11 +62,7 @@ def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str
             Hopper kernels have 16-bit or FP8 keys and a head_dim that is a multiple of 8, up to 256.
     """
     check_inference(k_cache=k_cache)
-    check_cache("k_cache", k_cache)
-    check_sketch(sketch, k_cache.shape[3], k_cache)
-    if sketch.shape[:2] != (k_cache.shape[0], k_cache.shape[2]):
-        works = (k_cache.shape[0], k_cache.shape[2], sketch.shape[2])
-        raise wrong("sketch", f"shape {tuple(sketch.shape)}", f"{works}, for the pages and heads of k_cache")
+    check_sketches(k_cache, sketch)
     check_ints("pages", pages, ("n",), k_cache)
     backend = ops.backend_on(k_cache.device, backend)
     if backend == "hopper":
@@ -134,34 +119,20 @@ def select_pages(
         ValueError, NotImplementedError: as `write_sketch`; on the CPU ValueError also for lengths or pages that don't
             fit.
     """
-    check_inference(q=q, k_descale=k_descale)
-    check_queries(q, sketch)
-    check_batch(q, cu_seqlens_q, seqused_k, block_table, max_seqlen_q)
-    check_budget(eps, min_context, newest)
-    if softmax_scale is None:
-        softmax_scale = 1.0 / math.sqrt(q.shape[2])
-    elif not (is_number(softmax_scale) and 0 < softmax_scale < math.inf):
-        raise wrong("softmax_scale", softmax_scale, "a positive number, or None for 1 / sqrt(head_dim)")
-    batch, heads_k, blocks = seqused_k.shape[0], sketch.shape[1], block_table.shape[1]
-    check_whole(whole, batch, q)
-    if lists is None:
-        lists = PageLists.empty(batch, heads_k, q.shape[1], blocks, q.device)
-    else:
-        check_lists(lists, batch, heads_k, blocks, q)
-    selection = Selection(
+    selection = prepare_selection(
         q,
         sketch,
-        lists,
         cu_seqlens_q,
         seqused_k,
         block_table,
-        as_factors(k_descale, batch, heads_k, q),
         max_seqlen_q,
-        float(softmax_scale),
-        float(eps),
-        min_context,
-        newest,
-        whole,
+        eps=eps,
+        min_context=min_context,
+        newest=newest,
+        softmax_scale=softmax_scale,
+        k_descale=k_descale,
+        lists=lists,
+        whole=whole,
     )
     backend = ops.backend_on(q.device, backend)
     if backend == "hopper":
@@ -208,27 +179,20 @@ def attend_pages(
     Raises:
         ValueError, NotImplementedError: as `select_pages`; on the CPU ValueError also for lists that don't fit.
     """
-    check_inference(q=q, k_cache=k_cache, v_cache=v_cache, sinks=sinks, out=out)
-    check_cache("k_cache", k_cache)
-    check_operand("q", q, "(total_q, num_heads, head_dim)")
-    check_batch(q, cu_seqlens_q, seqused_k, block_table, max_seqlen_q)
-    problem = prepare(
+    problem = prepare_attention(
         q,
         k_cache,
         v_cache,
-        cu_seqlens_q=cu_seqlens_q,
-        seqused_k=seqused_k,
-        block_table=block_table,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=block_table.shape[1] * k_cache.shape[1],
+        cu_seqlens_q,
+        seqused_k,
+        block_table,
+        max_seqlen_q,
         softmax_scale=softmax_scale,
-        causal=True,
         sinks=sinks,
         k_descale=k_descale,
         v_descale=v_descale,
         out=out,
         num_splits=num_splits,
-        names=("k_cache", "v_cache", "seqused_k"),
     )
     check_lists(lists, problem.batch, problem.heads_k, block_table.shape[1], q)
     backend = ops.backend_on(q.device, backend)
@@ -236,3 +200,94 @@ def attend_pages(
         hopper.check_attend(problem)
     op.launch_attend(problem, lists, backend)
     return problem.out, problem.lse
+
+
+def decode_pages(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    sketch: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    *,
+    eps: float,
+    filled: Tensor | None = None,
+    min_context: int = 0,
+    newest: int = 64,
+    softmax_scale: float | None = None,
+    sinks: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    lists: PageLists | None = None,
+    whole: Tensor | None = None,
+    scheduler_metadata: Tensor | None = None,
+    out: Tensor | None = None,
+    num_splits: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, PageLists]:
+    """A decode step: `write_sketch` of the pages that fill, then `select_pages`, then `attend_pages`.
+
+    Results are those of the three calls. Where no sequence of the step leaves anything out, as each has less than
+    `min_context` keys or is `whole`, or eps is 0, the Hopper kernels may compute it as dense attention: then `bits` and
+    `indices` of the lists may stay as they were, while `counts` are of all pages and `left_out` is 0, as always.
+
+    Args:
+        filled: int32 (n,), as `pages` of `write_sketch`: of this step's sequences or of others, and written also where
+            the step has no queries. None where no page fills.
+        scheduler_metadata: of `get_scheduler_metadata` for this batch, heads, head_dim and max_seqlen_q, causal, with a
+            page_size of 16, the `num_splits` of this call, the `kv_dtype` of the cache, and the same `min_context` and
+            `whole`. It is made once a step and serves all layers, whatever their eps. It also holds the counters by
+            which the parts of a split list find each other: calls that share it must run one after another. None makes
+            it in the call. With num_splits=1, on the CPU and for the reference it isn't used.
+
+    The other arguments are those of the three functions.
+
+    Returns:
+        out and lse as `attend_pages` returns them, and the lists; `out` and `lists`, where given.
+
+    Raises:
+        ValueError, NotImplementedError: as the three functions.
+    """
+    problem = prepare_attention(
+        q,
+        k_cache,
+        v_cache,
+        cu_seqlens_q,
+        seqused_k,
+        block_table,
+        max_seqlen_q,
+        softmax_scale=softmax_scale,
+        sinks=sinks,
+        k_descale=k_descale,
+        v_descale=v_descale,
+        scheduler_metadata=scheduler_metadata,
+        out=out,
+        num_splits=num_splits,
+    )
+    check_sketches(k_cache, sketch)
+    if filled is not None:
+        check_ints("filled", filled, ("n",), q)
+    selection = prepare_selection(
+        q,
+        sketch,
+        cu_seqlens_q,
+        seqused_k,
+        block_table,
+        max_seqlen_q,
+        eps=eps,
+        min_context=min_context,
+        newest=newest,
+        softmax_scale=softmax_scale,
+        k_descale=problem.k_descale,
+        lists=lists,
+        whole=whole,
+    )
+    backend = ops.backend_on(q.device, backend)
+    if backend == "hopper":
+        hopper.check_sketch(k_cache)
+        hopper.check_select(selection)
+        hopper.check_attend(problem)
+    op.launch_decode(problem, selection, filled, backend)
+    return problem.out, problem.lse, selection.lists

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,19 @@ ATTEND_SCHEMA = (
     "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, float softmax_scale, "
     "Tensor? sinks, Tensor? k_descale, Tensor? v_descale, int num_splits=0) -> ()"
 )
+DECODE_SCHEMA = (
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) sketch, Tensor? filled, Tensor(b!) out, Tensor(c!) lse, "
+    "Tensor(d!) bits, Tensor(e!) indices, Tensor(f!) counts, Tensor(g!) left_out, Tensor cu_seqlens_q, "
+    "Tensor seqused_k, Tensor block_table, Tensor? k_descale, Tensor? v_descale, SymInt max_seqlen_q, "
+    "float softmax_scale, float eps, int min_context, int newest, Tensor? whole, Tensor? sinks, "
+    "Tensor? scheduler_metadata, int num_splits=0) -> ()"
+)
 
 
 def sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
     """On the CPU and for the reference: sketches have one meaning, to the bit."""
     check_start(sketch)
-    check_page_numbers(pages, k_cache.shape[0])
+    check_page_numbers("pages", pages, k_cache.shape[0])
     reference.write_sketch(k_cache, sketch, pages)
 
 
@@ -43,11 +52,19 @@ def select(
 
 
 def attend_cpu(*args: object) -> None:
-    cpu.attend(*_attention(*args))
+    _attend(cpu.attend, *args)
 
 
 def attend_reference(*args: object) -> None:
-    reference.attend(*_attention(*args))
+    _attend(reference.attend, *args)
+
+
+def decode_cpu(*args: object) -> None:
+    _decode(cpu.attend, *args)
+
+
+def decode_reference(*args: object) -> None:
+    _decode(reference.attend, *args)
 
 
 OPS = (
@@ -57,6 +74,8 @@ OPS = (
     ("lite_attention::page_select_reference", SELECT_SCHEMA, "CompositeExplicitAutograd", select),
     ("lite_attention::page_attend", ATTEND_SCHEMA, "CPU", attend_cpu),
     ("lite_attention::page_attend_reference", ATTEND_SCHEMA, "CompositeExplicitAutograd", attend_reference),
+    ("lite_attention::page_decode", DECODE_SCHEMA, "CPU", decode_cpu),
+    ("lite_attention::page_decode_reference", DECODE_SCHEMA, "CompositeExplicitAutograd", decode_reference),
 )
 """Name, schema, dispatch key and implementation of each."""
 
@@ -109,11 +128,44 @@ def launch_attend(problem: Problem, lists: PageLists, backend: str) -> None:
     )
 
 
+def launch_decode(problem: Problem, selection: Selection, filled: Tensor | None, backend: str) -> None:
+    """Writes sketches of the pages in `filled`, then the lists of `selection`, and computes `problem` over these."""
+    s = selection
+    _op("page_decode", backend)(
+        problem.q,
+        problem.k,
+        problem.v,
+        s.sketch,
+        filled,
+        problem.out,
+        problem.lse,
+        s.lists.bits,
+        s.lists.indices,
+        s.lists.counts,
+        s.lists.left_out,
+        problem.cu_seqlens_q,
+        problem.seqused_k,
+        problem.block_table,
+        problem.k_descale,
+        problem.v_descale,
+        problem.max_seqlen_q,
+        problem.softmax_scale,
+        s.eps,
+        s.min_context,
+        s.newest,
+        s.whole,
+        problem.sinks,
+        problem.scheduler_metadata,
+        problem.num_splits,
+    )
+
+
 def _op(name: str, backend: str) -> object:
     return getattr(torch.ops.lite_attention, f"{name}_reference" if backend == "reference" else name)
 
 
-def _attention(
+def _attend(
+    attend: Callable[[Problem, Tensor, Tensor], None],
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -130,9 +182,76 @@ def _attention(
     k_descale: Tensor | None,
     v_descale: Tensor | None,
     num_splits: int = 0,
-) -> tuple[Problem, Tensor, Tensor]:
-    """The arguments of the op that attends, once their values are checked."""
-    problem = Problem(
+) -> None:
+    batch = cu_seqlens_q, seqused_k, block_table, max_seqlen_q
+    problem = _problem(q, k_cache, v_cache, out, lse, *batch, softmax_scale, sinks, k_descale, v_descale, num_splits)
+    check_values(problem)
+    check_lists(problem, indices, counts)
+    attend(problem, indices, counts)
+
+
+def _decode(
+    attend: Callable[[Problem, Tensor, Tensor], None],
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    sketch: Tensor,
+    filled: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    bits: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    left_out: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    k_descale: Tensor | None,
+    v_descale: Tensor | None,
+    max_seqlen_q: int,
+    softmax_scale: float,
+    eps: float,
+    min_context: int,
+    newest: int,
+    whole: Tensor | None,
+    sinks: Tensor | None,
+    scheduler_metadata: Tensor | None,
+    num_splits: int = 0,
+) -> None:
+    """All values are checked before anything is written. Nothing is planned here: the metadata isn't read."""
+    lists, batch = PageLists(bits, indices, counts, left_out), (cu_seqlens_q, seqused_k, block_table)
+    selection = Selection(
+        q, sketch, lists, *batch, k_descale, max_seqlen_q, softmax_scale, eps, min_context, newest, whole
+    )
+    of_scores = max_seqlen_q, softmax_scale, sinks, k_descale, v_descale
+    problem = _problem(q, k_cache, v_cache, out, lse, *batch, *of_scores, num_splits)
+    if filled is not None:
+        check_page_numbers("filled", filled, k_cache.shape[0])
+    check_selection(selection)
+    check_values(problem)
+    if filled is not None:
+        reference.write_sketch(k_cache, sketch, filled)
+    reference.select(selection)
+    attend(problem, indices, counts)
+
+
+def _problem(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_k: Tensor,
+    block_table: Tensor,
+    max_seqlen_q: int,
+    softmax_scale: float,
+    sinks: Tensor | None,
+    k_descale: Tensor | None,
+    v_descale: Tensor | None,
+    num_splits: int,
+) -> Problem:
+    return Problem(
         q,
         k_cache,
         v_cache,
@@ -153,6 +272,3 @@ def _attention(
         k_descale=k_descale,
         v_descale=v_descale,
     )
-    check_values(problem)
-    check_lists(problem, indices, counts)
-    return problem, indices, counts

@@ -19,11 +19,11 @@ def check_start(sketch: Tensor) -> None:
         raise wrong("sketch", f"a view from byte {start} on", f"one that starts at a multiple of {ALIGNMENT} bytes")
 
 
-def check_page_numbers(pages: Tensor, num_blocks: int) -> None:
-    """Raises ValueError where `pages` has a page that the cache hasn't."""
+def check_page_numbers(name: str, pages: Tensor, num_blocks: int) -> None:
+    """Raises ValueError where `pages`, an argument of that name, has a page that the cache hasn't."""
     highest = max(pages.tolist(), default=0)
     if highest >= num_blocks:
-        raise wrong("pages", highest, f"at most {num_blocks - 1}, or negative numbers for none")
+        raise wrong(name, highest, f"at most {num_blocks - 1}, or negative numbers for none")
 
 
 def check_selection(selection: Selection) -> None:
