@@ -510,6 +510,7 @@ void page_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor sketch, Option
   } else if (!empty) {
     if (!call.scheduler_metadata) call.scheduler_metadata = step_plan(call, selection, min_context, whole);
     select.listed = sm90::Plan::listed(int_data(call.scheduler_metadata, "scheduler_metadata"));
+    params.in_step = true;
     if (pages::may_leave_out(select)) params.step_lists = lists;
   }
   if (sketches.count > 0) {

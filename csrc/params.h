@@ -116,8 +116,9 @@ struct FwdParams {
 
   SkipList skip;
 
-  // Of a decode step: lists that the workers deal among themselves, where the plan says that any sequence has one. Those
-  // in `lengths` the plan deals.
+  // One of the kernels of a decode step. Its lists, where the step may have any, the workers deal among themselves if
+  // the plan says that any sequence has one; those in `lengths` the plan deals.
+  bool in_step = false;
   PageLists step_lists;
 
   Descale q_descale;  // of FP8 queries, a factor for each KV head

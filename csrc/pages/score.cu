@@ -169,6 +169,8 @@ class Scorer {
     const int first_page = (first_tile + threadIdx.x / 32 % kGroupWarps) * kTile, end_page = end_tile * kTile;
     int numbers[2];
     find(numbers, first_page);
+    // What the kernel before writes meanwhile is in L2 as well.
+    if (waits_) Codes<kRounds>::prefetch(params_.sketches, numbers, head_);
     fill(queries_, params_, scope_, batch_, head_, first);
     if (waits_) wait_for_kernels_before();
     waits_ = false;

@@ -61,7 +61,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
   // In a decode step without lists the kernels before have nothing for this one, and what was there before them is:
   // they say so by letting it begin.
   const bool listed = walks_lists<Traits>(params);
-  const bool waits = !Traits::kPageLists || listed || !params.step_lists.indices;
+  const bool waits = !Traits::kPageLists || listed || !params.in_step;
   if (waits) wait_for_kernels_before();
   let_next_kernel_wait();
   Cluster<Traits::kCluster>::sync();
