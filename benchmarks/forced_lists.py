@@ -1,6 +1,7 @@
 """Lists of a given length in vLLM, for models of random weights, which need other pages than a trained one does.
 
-Selection runs as always; its result is then overwritten, by one small kernel a layer, with random pages.
+Selection runs as always; its result is then overwritten, by one small kernel a layer, with random pages. For that a
+step is made of three calls in place of `decode_pages`, and their kernels don't overlap as a server's do.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from lite_attention.pages import attend_pages, select_pages, write_sketch
 
 PAGE = 16
 ALWAYS = 5  # the newest pages, which every list has
@@ -30,10 +33,10 @@ def _overwrite(
 
 
 class Forced:
-    """Stands in for `select_pages`, for rows that hold `pages` or more."""
+    """Stands in for `decode_pages`: rows that hold `pages` or more have the lists that are given to them."""
 
-    def __init__(self, select_pages: object, share: float, pages: int) -> None:
-        self.select_pages, self.pages, self.count = select_pages, pages, round(share * pages)
+    def __init__(self, share: float, pages: int) -> None:
+        self.pages, self.count = pages, round(share * pages)
         self._drawn: dict[tuple[int, int], torch.Tensor] = {}
 
     def draw(self, rows: int, heads: int) -> torch.Tensor:
@@ -44,14 +47,33 @@ class Forced:
         return torch.nn.functional.pad(middle, (1, ALWAYS)).int()
 
     def __call__(
-        self, q: torch.Tensor, sketch: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, *rest, **kwargs
-    ) -> object:
-        lists = self.select_pages(q, sketch, starts, lengths, *rest, **kwargs)
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        sketch: torch.Tensor,
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+        *rest,
+        eps: float,
+        filled: torch.Tensor,
+        min_context: int,
+        newest: int,
+        whole: torch.Tensor,
+        lists: object,
+        scheduler_metadata: torch.Tensor | None,  # of another step, in which the kernels choose the lists
+        **attention,
+    ) -> tuple[torch.Tensor, torch.Tensor, object]:
+        write_sketch(k_cache, sketch, filled)
+        chosen = {"eps": eps, "min_context": min_context, "newest": newest, "whole": whole, "lists": lists}
+        scores = {name: attention[name] for name in ("softmax_scale", "k_descale")}
+        select_pages(q, sketch, starts, lengths, *rest, **chosen, **scores)
         shape = tuple(lists.counts.shape)
         if shape not in self._drawn:  # vLLM runs a step before it captures one of its shape
             self._drawn[shape] = self.draw(*shape).to(q.device)
         self.overwrite(lengths, self._drawn[shape], lists)
-        return lists
+        out, lse = attend_pages(q, k_cache, v_cache, lists, starts, lengths, *rest, **attention)
+        return out, lse, lists
 
     def overwrite(self, lengths: torch.Tensor, drawn: torch.Tensor, lists: object) -> None:
         rows, heads = lists.counts.shape
@@ -73,4 +95,4 @@ def force_lists(share: float, pages: int) -> None:
     """Lists of rows that hold `pages` pages or more have that share of so many, in layers of this process."""
     from vllm_plugin import listing
 
-    listing.select_pages = Forced(listing.select_pages, share, pages)
+    listing.decode_pages = Forced(share, pages)

@@ -33,7 +33,7 @@ from shard import part_of
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "hopper_pages", "module_gpu")
+TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "hopper_pages", "hopper_page_decode", "module_gpu")
 KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in TESTED]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),

@@ -128,6 +128,17 @@ def test_a_plan_is_made_for_the_splits_pages_and_dtypes_of_the_calls(monkeypatch
         assert get_scheduler_metadata(4, 1, 100, 8, 2, 64, **given, out=out) is out
     (arguments,) = recorder.calls
     assert tuple(arguments[name] for name in ("num_splits", "paged", "fp8_kv", "fp8_q")) == expected
+    assert (arguments["min_context"], arguments["whole"]) == (0, None)
+
+
+def test_a_plan_knows_which_sequences_list_everything(monkeypatch):
+    monkeypatch.setattr(scheduler, "scheduler_metadata_size", lambda *args: 8)
+    with FakeTensorMode(), Recorder() as recorder:
+        whole = torch.ones(4, dtype=torch.bool, device="cuda")
+        out = torch.empty(8, dtype=torch.int32, device="cuda")
+        get_scheduler_metadata(4, 1, 100, 8, 2, 64, min_context=4096, whole=whole, out=out)
+    (arguments,) = recorder.calls
+    assert arguments["min_context"] == 4096 and arguments["whole"] is whole
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

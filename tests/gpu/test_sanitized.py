@@ -14,7 +14,7 @@ import test_hopper_skip
 import torch
 
 from lite_attention import SkipList, get_scheduler_metadata, skip_attention
-from lite_attention.pages import PAGE, attend_pages, empty_sketch, select_pages, write_sketch
+from lite_attention.pages import PAGE, attend_pages, decode_pages, empty_sketch, select_pages, write_sketch
 
 # Each class of head dims by its own and by smaller ones, whose columns past the end are neither read nor written.
 HEAD_DIMS = [64, 40, 96, 72, 128, 104, 192, 136, 256, 200, 248]
@@ -136,7 +136,7 @@ def test_page_lists_by_several_blocks(heads, tokens, newest):
 
 
 def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HEADS_K, newest=17, slack_pages=0):
-    """Sketches of full pages, lists from them, attention over these."""
+    """Sketches of full pages, lists from them, attention over these: by three calls, and by one."""
     sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, 0, kv_dtype)
     case = accuracy.paged(sequences, PAGE, causal=True)
     q, k_cache, v_cache, starts, _, longest, _ = case.args
@@ -144,12 +144,15 @@ def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HE
     full = torch.cat([accuracy.ints([-1]), *(table[b, : n // PAGE] for b, n in enumerate(lens_k))])
     table = torch.cat([table, torch.full((len(lens_k), slack_pages), accuracy.HUGE_PAGE, dtype=torch.int32)], 1)
 
-    def step(move, lists=None):
+    def step(move, lists=None, at_once=False):
         queries, keys, values = map(move, (q, k_cache, v_cache))
         sketch = empty_sketch(keys)
         sketch.zero_()
         write_sketch(keys, sketch, move(full))
         batch = *map(move, (starts, used, table)), longest
+        if at_once:
+            result = decode_pages(queries, keys, values, sketch, *batch, eps=0.1, filled=move(full), newest=newest)
+            return result[2], result[:2]
         made = select_pages(queries, sketch, *batch, eps=0.1, newest=newest)
         return made, attend_pages(queries, keys, values, made if lists is None else lists, *batch)
 
@@ -158,6 +161,10 @@ def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HE
     expected, (plain, plain_lse) = step(lambda x: x, lists)
     assert (lists.counts - expected.counts).abs().max() <= 2 + 0.005 * expected.counts.max()
     assert (lists.left_out <= 0.1 * (1 + 1e-3)).all()
+    torch.testing.assert_close(out.cpu(), plain, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(lse.cpu(), plain_lse, atol=2e-3, rtol=1e-3)
+    again, (out, lse) = step(lambda x: x.cuda(), at_once=True)
+    assert torch.equal(again.bits, made.bits) and torch.equal(again.left_out, made.left_out)
     torch.testing.assert_close(out.cpu(), plain, atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(lse.cpu(), plain_lse, atol=2e-3, rtol=1e-3)
 

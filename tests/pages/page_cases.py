@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from lite_attention.pages import PAGE, attend_pages, empty_sketch, select_pages, write_sketch
+from lite_attention.pages import PAGE, attend_pages, decode_pages, empty_sketch, select_pages, write_sketch
 
 HUGE = 2**31 - 1
 FP8 = torch.float8_e4m3fn
@@ -126,6 +126,20 @@ class Step:
             "v_descale": self.v_descale,
         }
         return attend_pages(self.q, self.k_cache, self.v_cache, lists, *self.batch_arguments, **(arguments | changes))
+
+    def decode(self, **changes):
+        case = self.case
+        arguments = {
+            "eps": case.eps,
+            "min_context": case.min_context,
+            "newest": case.newest,
+            "softmax_scale": case.scale,
+            "sinks": self.sinks,
+            "k_descale": self.k_descale,
+            "v_descale": self.v_descale,
+        }
+        tensors = self.q, self.k_cache, self.v_cache, self.sketch
+        return decode_pages(*tensors, *self.batch_arguments, **(arguments | changes))
 
     def keys(self, b):
         """K and V of sequence b as float64 values, (k_len, heads_k, head_dim)."""

@@ -11,7 +11,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lite_attention import ops
-from lite_attention.pages import PAGE, PageLists, attend_pages, empty_sketch, op, select_pages, write_sketch
+from lite_attention.pages import (
+    PAGE,
+    PageLists,
+    attend_pages,
+    decode_pages,
+    empty_sketch,
+    op,
+    select_pages,
+    write_sketch,
+)
 
 
 def ints(*values):
@@ -47,6 +56,10 @@ def select(**changes):
 
 def attend(**changes):
     return attend_pages(**({"q": Q, "k_cache": K, "v_cache": K, "lists": lists(), **BATCH} | changes))
+
+
+def decode(**changes):
+    return decode_pages(**({"q": Q, "k_cache": K, "v_cache": K, "sketch": SKETCH, **BATCH, "eps": 0.1} | changes))
 
 
 def empty(k_cache):
@@ -128,6 +141,37 @@ VALUE_ERRORS = [
     (attend, {"block_table": None}, "block_table: got NoneType"),
     (attend, {"seqused_k": None}, "seqused_k: got NoneType"),
     (attend, {"backend": "fast"}, "backend: got 'fast'; needs"),
+    (decode, {"q": Q[0]}, r"q: got shape \(4, 16\); needs \(total_q"),
+    (decode, {"q": Q[..., :8].contiguous()}, "k_cache: got a head_dim of 16; needs the head_dim of q, 8"),
+    (decode, {"q": Q[:, :3]}, "k_cache: got 2 heads; needs a num_heads_k that divides the num_heads of q, 3"),
+    (decode, {"k_cache": K[:, :8]}, rf"k_cache: got shape \(5, 8, 2, 16\); {CACHE}"),
+    (decode, {"v_cache": K[:3]}, "v_cache: got shape .* needs the shape of k_cache"),
+    (decode, {"sketch": SKETCH.char()}, "sketch: got torch.int8; needs torch.uint8"),
+    (decode, {"sketch": SKETCH[:4]}, r"sketch: got shape \(4, 2, 48\); needs \(5, 2, 48\)"),
+    (decode, {"sketch": SKETCH[:, :1]}, r"sketch: got shape \(5, 1, 48\); needs \(5, 2, 48\)"),
+    (decode, {"sketch": torch.zeros(5, 2, 64, dtype=torch.uint8)[..., 8:56]}, "sketch: got a view from byte 8 on"),
+    (decode, {"seqused_k": None}, "seqused_k: got NoneType"),
+    (decode, {"cu_seqlens_q": ints(0, 1)}, r"cu_seqlens_q: got shape \(2,\); needs \(3\)"),
+    (decode, {"block_table": None}, "block_table: got NoneType"),
+    (decode, {"max_seqlen_q": 1}, "max_seqlen_q: got 1; needs at least the longest"),
+    (decode, {"eps": 1.0}, "eps: got 1.0; needs"),
+    (decode, {"filled": [0, 1]}, "filled: got list; needs an int32 tensor"),
+    (decode, {"filled": ints(0, 1).long()}, "filled: got torch.int64; needs torch.int32"),
+    (decode, {"filled": ints((0, 1))}, r"filled: got shape \(1, 2\); needs \(n\)"),
+    (decode, {"filled": ints(0, 5)}, "filled: got 5; needs at most 4, or negative numbers for none"),
+    (decode, {"min_context": -1}, "min_context: got -1; needs an int of 0 or more, in tokens"),
+    (decode, {"newest": 0}, "newest: got 0; needs an int of 1 or more, in tokens"),
+    (decode, {"softmax_scale": 0.0}, "softmax_scale: got 0.0; needs a positive number, or None"),
+    (decode, {"k_descale": torch.ones(2)}, "k_descale: got Tensor for k_cache in torch.float32; needs None, unless"),
+    (decode, {"v_descale": torch.ones(2)}, "v_descale: got Tensor for v_cache in torch.float32; needs None, unless"),
+    (decode, {"sinks": torch.ones(2)}, r"sinks: got shape \(2,\); needs \(4,\)"),
+    (decode, {"lists": (1, 2)}, "lists: got tuple; needs PageLists, as select_pages returns"),
+    (decode, {"lists": lists(blocks=3)}, r"lists: got shape \(2, 2, 3\); needs \(2, 2, 2\)"),
+    (decode, {"whole": torch.ones(3, dtype=torch.bool)}, r"whole: got torch.bool \(3,\); needs None or a bool"),
+    (decode, {"scheduler_metadata": torch.ones(9)}, "scheduler_metadata: got torch.float32; needs torch.int32"),
+    (decode, {"out": Q[:2]}, "out: got shape .* needs the shape of q"),
+    (decode, {"num_splits": -1}, "num_splits: got -1; needs 0 or a positive int"),
+    (decode, {"backend": "fast"}, "backend: got 'fast'; needs"),
 ]
 
 
@@ -138,7 +182,15 @@ def test_refusals(call, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("call", "name", "x"), [(sketch, "k_cache", K), (select, "q", Q), (attend, "q", Q), (attend, "v_cache", K)]
+    ("call", "name", "x"),
+    [
+        (sketch, "k_cache", K),
+        (select, "q", Q),
+        (attend, "q", Q),
+        (attend, "v_cache", K),
+        (decode, "q", Q),
+        (decode, "k_cache", K),
+    ],
 )
 def test_there_is_no_backward_pass(call, name, x):
     with pytest.raises(NotImplementedError, match=f"{name}: got a tensor that requires grad"):
@@ -191,17 +243,19 @@ def test_what_the_hopper_kernels_have_not_sketches(monkeypatch, k_cache, error, 
         ({"max_seqlen_q": 32}, None),
     ],
 )
-@pytest.mark.parametrize("name", ["select", "attend"])
-def test_what_the_hopper_kernels_have_not(monkeypatch, name, changes, message):
+@pytest.mark.parametrize("call", [select_pages, attend_pages, decode_pages])
+def test_what_the_hopper_kernels_have_not(monkeypatch, call, changes, message):
     arguments = {"q": Q.half(), **BATCH, **changes}
-    if name == "select":
+    if call is not attend_pages:
         arguments |= {"sketch": SKETCH, "eps": 0.1}
-    else:
+    if call is not select_pages:
         cache = K.to(arguments["q"].dtype)
         arguments |= {"k_cache": cache, "v_cache": cache, "lists": lists()}
+    if call is decode_pages and message:  # the cache is the first that it looks at, and of the dtype of q
+        message = message.replace("q: got torch.float32", "k_cache: got torch.float32")
 
     with pytest.raises(NotImplementedError, match=f"^{message}") if message else nullcontext():
-        on_hopper(monkeypatch, select_pages if name == "select" else attend_pages, arguments)
+        on_hopper(monkeypatch, call, arguments)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])

@@ -9,7 +9,16 @@ import torch
 from page_cases import HUGE, PageCase, Step
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lite_attention.pages import PAGE, attend_pages, empty_sketch, op, select_pages, sketch_bytes, write_sketch
+from lite_attention.pages import (
+    PAGE,
+    attend_pages,
+    decode_pages,
+    empty_sketch,
+    op,
+    select_pages,
+    sketch_bytes,
+    write_sketch,
+)
 
 BACKENDS = ("cpu", "reference")
 CASE = PageCase(q_lens=(1, 2), k_lens=(300, 200), eps=0.3, newest=16, fp8=(), dtype=torch.bfloat16, sinks=True)
@@ -21,6 +30,11 @@ SCHEMAS = {
     "page_attend": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor(b!) lse, Tensor indices, "
     "Tensor counts, Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, SymInt max_seqlen_q, "
     "float softmax_scale, Tensor? sinks, Tensor? k_descale, Tensor? v_descale, int num_splits=0) -> ()",
+    "page_decode": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) sketch, Tensor? filled, Tensor(b!) out, "
+    "Tensor(c!) lse, Tensor(d!) bits, Tensor(e!) indices, Tensor(f!) counts, Tensor(g!) left_out, "
+    "Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, Tensor? k_descale, Tensor? v_descale, "
+    "SymInt max_seqlen_q, float softmax_scale, float eps, int min_context, int newest, Tensor? whole, Tensor? sinks, "
+    "Tensor? scheduler_metadata, int num_splits=0) -> ()",
 }
 
 
@@ -47,6 +61,9 @@ def arguments_of(name, monkeypatch):
         elif name == "page_select":
             step.select()
             launched[0][3].zero_()
+        elif name == "page_decode":
+            step.decode(filled=step.block_table[0, :18], lists=lists, out=torch.zeros_like(step.q))
+            launched[0][6].zero_()
         else:
             step.attend(lists, out=torch.zeros_like(step.q))
             launched[0][3].zero_(), launched[0][4].zero_()
@@ -85,8 +102,26 @@ def decode_step(step, q, k_cache, v_cache, sketch, pages, eps, backend):
     return lists.bits, lists.counts, out, lse
 
 
+def decode_at_once(step, q, k_cache, v_cache, sketch, pages, eps, backend):
+    out, lse, lists = decode_pages(
+        q,
+        k_cache,
+        v_cache,
+        sketch,
+        *step.batch_arguments,
+        eps=eps,
+        filled=pages,
+        newest=16,
+        k_descale=step.k_descale,
+        v_descale=step.v_descale,
+        backend=backend,
+    )
+    return lists.bits, lists.counts, out, lse
+
+
+@pytest.mark.parametrize("decode", [decode_step, decode_at_once])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_step_gives_the_same(backend):
+def test_a_compiled_step_gives_the_same(backend, decode):
     step = Step(CASE)
     pages = step.block_table[:, :12].flatten()
     graphs = []
@@ -95,11 +130,11 @@ def test_a_compiled_step_gives_the_same(backend):
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(decode_step, fullgraph=True, backend=counting)
+    compiled = torch.compile(decode, fullgraph=True, backend=counting)
     listed = []
     for eps in (0.3, 0.2, 0.05):
         results = []
-        for function in (decode_step, compiled):
+        for function in (decode, compiled):
             sketch = step.sketch.clone()
             sketch[pages.long()] = 255
             results.append([*function(step, step.q, step.k_cache, step.v_cache, sketch, pages, eps, backend), sketch])
@@ -121,8 +156,12 @@ def test_fake_tensors_pass_through(backend):
         q = torch.empty(5, 4, 64)
         lists = select_pages(q, sketch, starts, used, table, 1, eps=0.1, backend=backend)
         out, lse = attend_pages(q, k, k, lists, starts, used, table, 1, backend=backend)
-        assert sketch.shape == (8, 2, sketch_bytes(64)) and out.shape == q.shape and lse.shape == (4, 5)
-        assert (lists.bits.shape, lists.indices.shape, lists.counts.shape) == ((2, 2, 2), (2, 2, 40), (2, 2))
+        at_once = decode_pages(q, k, k, sketch, starts, used, table, 1, eps=0.1, filled=starts, backend=backend)
+        assert sketch.shape == (8, 2, sketch_bytes(64))
+        for made in ((out, lse, lists), at_once):
+            assert made[0].shape == q.shape and made[1].shape == (4, 5)
+            shapes = [x.shape for x in (made[2].bits, made[2].indices, made[2].counts)]
+            assert shapes == [(2, 2, 2), (2, 2, 40), (2, 2)]
 
 
 @pytest.mark.parametrize("suffix", ["", "_reference"])
@@ -140,6 +179,11 @@ def test_fake_tensors_pass_through(backend):
         ("page_attend", 8, (200, 200), "lists: got .* sequence 0"),
         ("page_attend", 6, ((2, 3), (4, 14)), "lists: got 14 pages for sequence 1, head 1; needs at most the 13 pages"),
         ("page_attend", 6, ((2, 3), (-1, 14)), "lists: got -1 pages for sequence 1, head 0"),
+        ("page_decode", 4, (3, HUGE), "filled: got 2147483647; needs at most"),
+        ("page_decode", 11, (0, 3, 2), "cu_seqlens_q: got .* needs starts that rise from 0"),
+        ("page_decode", 11, (0, 1, 4), "max_seqlen_q: got 2; needs at least the longest sequence of cu_seqlens_q, 3"),
+        ("page_decode", 12, (300, 400), "block_table: got .* needs room for the 400 keys of sequence 1"),
+        ("page_decode", 12, (300, 220), "block_table: got 2147483647 for page 13 of sequence 1"),
     ],
 )
 def test_ops_check_values_themselves(name, suffix, argument, value, message, monkeypatch):

@@ -209,23 +209,23 @@ def test_what_lists_can_not(monkeypatch, changes, decode_len, message):
 
 
 def test_a_layer_decodes_with_its_own_eps(monkeypatch):
-    """Through `decode`: to which listing `select_pages` gives which eps."""
+    """Through `decode`: which listing gives `decode_pages` which eps."""
     from vllm_plugin import listing
+    from vllm_plugin.decoding import Decoding
     from vllm_plugin.settings import PageSettings
     from vllm_plugin.tally import Tally
 
     given = []
-    monkeypatch.setattr(listing, "select_pages", lambda *args, eps, **kwargs: given.append(eps))
-    monkeypatch.setattr(listing, "attend_pages", lambda *args, **kwargs: None)
+    monkeypatch.setattr(listing, "decode_pages", lambda *args, eps, **kwargs: given.append(eps))
     settings = PageSettings(eps=0.1, layer_eps={1: 0, -1: 0.25})
     layers = [listing.Listing(settings, engine(), HEADS, KV_HEADS, HEAD_SIZE) for _ in range(4)]
     tally = Tally([0, 0, 1, 2, 2], 2, HEADS, KV_HEADS, 0, 0, torch.device("cpu"))
     for index, each in enumerate(layers):
         each.join(tally, index, index)
     kv_cache, table = cache("NHD", torch.bfloat16), torch.zeros(1, 4, dtype=torch.int32)
-    rows = SimpleNamespace(seq_lens=torch.ones(1), block_table=table, query_start_loc=None, max_query_len=1, whole=None)
+    rows = Decoding(1, 1, torch.tensor([0, 1]), torch.ones(1), table, torch.zeros(1, dtype=torch.bool))
     for each in layers:
-        each.decode(None, None, None, kv_cache, rows, None, scale=1.0, sinks=None, num_splits=0)
+        each.decode(None, None, None, kv_cache, rows, None, filled=None, scale=1.0, sinks=None, num_splits=0)
     assert given == [0.1, 0.0, 0.1, 0.25]
 
 
