@@ -11,6 +11,9 @@
 // Each step is over a few pages a thread, so what counts is how often threads and blocks wait for each other. Every
 // block therefore has what all have counted, sent there by the others, and decides for itself. What a message says of
 // one round is read before any block can send that of the next, as it needs a later message of this one first.
+//
+// Nearly all of it runs once, and an instruction that runs once takes about ten clocks, which is what fetching it
+// takes. So loops are not unrolled.
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 
@@ -53,6 +56,7 @@ class Cut {
         search_(search),
         blocks_(int(cooperative_groups::this_cluster().num_blocks())),
         rank_(int(cooperative_groups::this_cluster().block_rank())),
+        log_blocks_(log2_of(blocks_)),
         parts_(search.arrivals[kParts], blocks_),
         sums_(search.arrivals[kSums], blocks_),
         found_(search.arrivals[kFound], blocks_),
@@ -60,7 +64,7 @@ class Cut {
         words_(words_of_block(params.words(), blocks_)),
         shared_(params, words_, blocks_, smem),
         scope_(params, blockIdx.y),
-        list_(int64_t{blockIdx.y} * params.sketches.heads_k + blockIdx.x / blocks_),
+        list_(int64_t{blockIdx.y} * params.sketches.heads_k + (blockIdx.x >> log_blocks_)),
         quads_(params.quads()),
         warp_(threadIdx.x / 32),
         lane_(threadIdx.x % 32),
@@ -156,7 +160,7 @@ class Cut {
   // four heads'.
   __device__ void add_masses(const float2* tiles, int counted) {
     const int count = (counted + kTile - 1) / kTile * kHeads, heads = quads_ * kHeads;
-    const int warps = kWarps / quads_, quad = warp_ / warps, warp = warp_ - quad * warps;
+    const int warps = kWarps / unsigned(quads_), quad = unsigned(warp_) / unsigned(warps), warp = warp_ - quad * warps;
     if (quad < quads_) {
       constexpr int kAtOnce = 4;
       Mass mass;
@@ -327,13 +331,16 @@ class Cut {
   __device__ void add_up() {
     __syncthreads();
     if (blocks_ == 1) return;
-    const int part = params_.group * kBins / blocks_, vectors = part / 4, warps = kWarps / blocks_;
-    const int block = warp_ / warps, first = (warp_ - block * warps) * 32 + lane_, step = warps * 32;
+    const int vectors = params_.group * (kBins / 4) >> log_blocks_, bytes = vectors * int(sizeof(uint4));
+    const int step = kThreads >> log_blocks_, block = int(threadIdx.x) / 32 >> (kLogWarps - log_blocks_);
+    const int first = threadIdx.x & (step - 1);
     const auto* bins = reinterpret_cast<const uint4*>(shared_.bins) + block * vectors;
     auto* parts = reinterpret_cast<uint4*>(shared_.parts);
+#pragma unroll 1
     for (int i = first; i < vectors; i += step) parts_.send(block, parts + rank_ * vectors + i, bins[i]);
-    if (first == 0) parts_.close(block, part * 4);
+    if (first == 0) parts_.close(block, bytes);
     parts_.wait();
+#pragma unroll 1
     for (int i = first; i < vectors; i += step) {
       uint4 sum = parts[i];
 #pragma unroll 1
@@ -344,7 +351,7 @@ class Cut {
       sums_.send(block, reinterpret_cast<uint4*>(shared_.sums) + rank_ * vectors + i, sum);
     }
     __syncthreads();  // parts have been read, so that those of the next round may come
-    if (first == 0) sums_.close(block, part * 4);
+    if (first == 0) sums_.close(block, bytes);
     sums_.wait();
   }
 
@@ -354,7 +361,7 @@ class Cut {
     for_warps(params_.group, [&](int head) {
       uint32_t up_to = range.first_bin == 0 ? shared_.base[head] : 0;
       int over = kBins;
-#pragma unroll
+#pragma unroll 1
       for (int quarter = 0; quarter < 4; ++quarter) {
         const uint4 bins = quarter_of_bins(head, quarter);
         const uint32_t sum = bins.x + bins.y + bins.z + bins.w, inclusive = inclusive_sum(sum);
@@ -370,7 +377,7 @@ class Cut {
     const int over = search_.over;
     for_warps(params_.group, [&](int head) {
       uint32_t sum = 0;
-#pragma unroll
+#pragma unroll 1
       for (int quarter = 0; quarter < 4; ++quarter) {
         const uint4 bins = quarter_of_bins(head, quarter);
         const int before = over - (128 * quarter + 4 * lane_);  // of these bins and after
@@ -407,11 +414,13 @@ class Cut {
     __syncthreads();
     const int found_here = search_.found_here;
     if (blocks_ == 1) return found_here;
-    const int room = kFew / blocks_, sent = found_here <= room ? found_here : 0;
+    const int room = kFew >> log_blocks_, sent = found_here <= room ? found_here : 0;
     for_warps(blocks_, [&](int block) {
+#pragma unroll 1
       for (int i = lane_; i < sent; i += 32) {
         found_.send(block, shared_.sent_ranks + rank_ * room + i, shared_.own_ranks[i]);
       }
+#pragma unroll 1
       for (int i = lane_; i < sent * group; i += 32) {
         found_.send(block, shared_.sent_units + rank_ * room * group + i, shared_.own_units[i]);
       }
@@ -427,6 +436,7 @@ class Cut {
     const int found = __reduce_add_sync(~0u, of_block);
     for_threads(found, [&](int i) {
       int block = 0, place = i;
+#pragma unroll 1
       while (place >= search_.found[block]) place -= search_.found[block++];
       const int from = block * room + place;
       shared_.few_ranks[i] = shared_.sent_ranks[from];
@@ -444,7 +454,7 @@ class Cut {
   __device__ uint32_t compare(int found, uint32_t budget) {
     const int group = params_.group;
     for_threads(found * group, [&](int i) {
-      const int page = i / group, head = i - page * group;
+      const int page = unsigned(i) / unsigned(group), head = i - page * group;
       const uint32_t rank = shared_.few_ranks[page];
       uint32_t sum = shared_.base[head];
 #pragma unroll 4
@@ -457,6 +467,7 @@ class Cut {
     const uint32_t cut = search_.cut;
     for_warps(rank_ == 0 ? group : 0, [&](int head) {
       uint32_t dropped = 0;
+#pragma unroll 1
       for (int page = lane_; page < found; page += 32) {
         if (shared_.few_ranks[page] < cut) dropped += shared_.few_units[page * group + head];
       }
@@ -507,7 +518,7 @@ class Cut {
 
   const SelectParams& params_;
   Search& search_;
-  const int blocks_, rank_;
+  const int blocks_, rank_, log_blocks_;  // blocks are a power of two
   Exchange parts_, sums_, found_, all_listed_;
   const int words_;  // of a block
   const Shared shared_;

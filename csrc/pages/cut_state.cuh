@@ -7,7 +7,8 @@
 
 namespace lite_attention::pages {
 
-constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kThreads = 512, kWarps = kThreads / 32, kLogWarps = 4;
+static_assert(kWarps == 1 << kLogWarps);
 constexpr int kMaxCluster = 8;
 constexpr int kBins = 512;
 constexpr int kFew = 256;  // pages that are compared with each other
@@ -32,6 +33,9 @@ __device__ void for_heads(const Body& body) {
 }
 
 __device__ inline float& at(float4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+
+// Of a power of two.
+__device__ inline int log2_of(int x) { return 31 - __clz(x); }
 
 __device__ inline uint32_t inclusive_sum(uint32_t x) {
 #pragma unroll
