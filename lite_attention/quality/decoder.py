@@ -117,8 +117,8 @@ class _Step:
             filled=self.chunk.completed,
             newest=self.setting.newest,
             softmax_scale=scale,
-            # An eps of 0 is there to show what rounding alone does. On a GPU it is dense attention to the bit, but for
-            # whole rows: these walk lists of everything, and round otherwise than the parts of dense attention.
+            # An eps of 0 is to show what rounding alone does, and by parts of rows it would be dense attention to the
+            # bit. Whole rows are computed from lists of everything.
             num_splits=1 if eps == 0 else 0,
         )
         if self.tally is not None:
