@@ -57,18 +57,6 @@ struct Codes {
     }
   }
 
-  // Brings to L2 what `load` reads.
-  __device__ static void prefetch(const Sketches& sketches, const int (&pages)[2], int head) {
-    constexpr int kLine = 128;
-    const int at = threadIdx.x % 4 * kLine;
-    if (at >= sketch_bytes(sketches.head_dim) + kLine - kAlignment) return;
-#pragma unroll
-    for (int page : pages) {
-      const uint8_t* sketch = sketches.data + page * sketches.page_stride + head * sketches.head_stride;
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(sketch + min(at, sketch_bytes(sketches.head_dim) - 1)));
-    }
-  }
-
   // Channels 4 * part to 4 * part + 3 of the 16.
   __device__ void mean_rows(int round, int part, Rows& rows) const {
 #pragma unroll

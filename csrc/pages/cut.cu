@@ -9,7 +9,8 @@
 // more it is the next range to be counted. So there is no sort, and pages of equal rank go together.
 //
 // Each step is over a few pages a thread, so what counts is how often threads and blocks wait for each other. Every
-// block therefore has what all have counted, pushed there by the others, and decides for itself.
+// block therefore has what all have counted, sent there by the others, and decides for itself. What a message says of
+// one round is read before any block can send that of the next, as it needs a later message of this one first.
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 
@@ -17,9 +18,11 @@
 
 #include "dependent_launch.cuh"
 #include "pages/cut_state.cuh"
+#include "pages/exchange.cuh"
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 #include "pages/scope.cuh"
+#include "pages/whole.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -48,9 +51,12 @@ class Cut {
   __device__ Cut(const SelectParams& params, uint4* smem, Search& search)
       : params_(params),
         search_(search),
-        cluster_(cooperative_groups::this_cluster()),
-        blocks_(int(cluster_.num_blocks())),
-        rank_(int(cluster_.block_rank())),
+        blocks_(int(cooperative_groups::this_cluster().num_blocks())),
+        rank_(int(cooperative_groups::this_cluster().block_rank())),
+        parts_(search.arrivals[kParts], blocks_),
+        sums_(search.arrivals[kSums], blocks_),
+        found_(search.arrivals[kFound], blocks_),
+        all_listed_(search.arrivals[kListed], blocks_),
         words_(words_of_block(params.words(), blocks_)),
         shared_(params, words_, blocks_, smem),
         scope_(params, blockIdx.y),
@@ -90,14 +96,8 @@ class Cut {
       for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
       if (scope_.whole && threadIdx.x == 0) params_.counts[list_] = all;
     }
-    sync_blocks();  // from here on all of them can be told something
-  }
-
-  // Of a step without lists: how many pages that is, which is all that is looked at.
-  __device__ void count_all() {
-    if (rank_ != 0) return;
-    for_threads(params_.group, [&](int i) { left_out()[i] = 0.f; });
-    if (threadIdx.x == 0) params_.counts[list_] = scope_.q_len > 0 ? scope_.pages : 0;
+    __syncthreads();
+    if (blocks_ > 1) meet();
   }
 
   __device__ void run() {
@@ -313,23 +313,39 @@ class Cut {
     }
   }
 
-  // The bins of all blocks. Each adds up an equal part of them for all.
+  // From here on all blocks can be sent something.
+  __device__ void meet() {
+    if (threadIdx.x == 0) {
+      for (const Exchange* each : {&parts_, &sums_, &found_, &all_listed_}) each->init();
+      Exchange::fence_init();
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  }
+
+  // The bins of all blocks. Each adds up an equal part of them for all; some warps see to each block that it sends to.
   __device__ void add_up() {
-    sync_blocks();
+    __syncthreads();
     if (blocks_ == 1) return;
-    const int part = params_.group * kBins / blocks_, first = rank_ * part;
-    for_threads(part, [&](int i) {
-      uint32_t sum = 0;
-#pragma unroll
-      for (int block = 0; block < kMaxCluster; ++block) {
-        if (block < blocks_) sum += there(shared_.bins, block)[first + i];
+    const int part = params_.group * kBins / blocks_, vectors = part / 4, warps = kWarps / blocks_;
+    const int block = warp_ / warps, first = (warp_ - block * warps) * 32 + lane_, step = warps * 32;
+    const auto* bins = reinterpret_cast<const uint4*>(shared_.bins) + block * vectors;
+    auto* parts = reinterpret_cast<uint4*>(shared_.parts);
+    for (int i = first; i < vectors; i += step) parts_.send(block, parts + rank_ * vectors + i, bins[i]);
+    if (first == 0) parts_.close(block, part * 4);
+    parts_.wait();
+    for (int i = first; i < vectors; i += step) {
+      uint4 sum = parts[i];
+#pragma unroll 1
+      for (int other = 1; other < blocks_; ++other) {
+        const uint4 x = parts[other * vectors + i];
+        sum = {sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w};
       }
-#pragma unroll
-      for (int block = 0; block < kMaxCluster; ++block) {
-        if (block < blocks_) there(shared_.sums, block)[first + i] = sum;
-      }
-    });
-    sync_blocks();
+      sums_.send(block, reinterpret_cast<uint4*>(shared_.sums) + rank_ * vectors + i, sum);
+    }
+    __syncthreads();  // parts have been read, so that those of the next round may come
+    if (first == 0) sums_.close(block, part * 4);
+    sums_.wait();
   }
 
   // The bin in which the budget ends, kBins where there is none; `base` is what is dropped below it. Of each quarter of
@@ -371,7 +387,8 @@ class Cut {
     return reinterpret_cast<const uint4*>(shared_.sums + head * kBins + 128 * quarter)[lane_];
   }
 
-  // How many pages of all blocks the range has. Where they are few, every block gets them all.
+  // How many pages of all blocks the range has. Where each has few, every block gets them all; else it is more than
+  // few.
   __device__ int collect(const Token& token, const Range& range, float per_unit) {
     const int group = params_.group;
     for_threads(min(end_, token.counted) - first_, [&](int page) {
@@ -388,17 +405,34 @@ class Cut {
       }
     });
     __syncthreads();
-    if (blocks_ == 1) return search_.found_here;
-    if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->found[rank_] = search_.found_here;
-    sync_blocks();
-    const int found = __reduce_add_sync(~0u, lane_ < blocks_ ? search_.found[lane_] : 0);
-    for_threads(found <= kFew ? found : 0, [&](int i) {
+    const int found_here = search_.found_here;
+    if (blocks_ == 1) return found_here;
+    const int room = kFew / blocks_, sent = found_here <= room ? found_here : 0;
+    for_warps(blocks_, [&](int block) {
+      for (int i = lane_; i < sent; i += 32) {
+        found_.send(block, shared_.sent_ranks + rank_ * room + i, shared_.own_ranks[i]);
+      }
+      for (int i = lane_; i < sent * group; i += 32) {
+        found_.send(block, shared_.sent_units + rank_ * room * group + i, shared_.own_units[i]);
+      }
+      if (lane_ == 0) {
+        found_.send(block, &search_.found[rank_], found_here);
+        found_.close(block, 4 * (1 + sent * (1 + group)));
+      }
+    });
+    found_.wait();
+    const int of_block = lane_ < blocks_ ? search_.found[lane_] : 0;
+    if (__any_sync(~0u, of_block > room)) return kFew + 1;
+    // Side by side.
+    const int found = __reduce_add_sync(~0u, of_block);
+    for_threads(found, [&](int i) {
       int block = 0, place = i;
       while (place >= search_.found[block]) place -= search_.found[block++];
-      shared_.few_ranks[i] = there(shared_.own_ranks, block)[place];
-#pragma unroll 4
+      const int from = block * room + place;
+      shared_.few_ranks[i] = shared_.sent_ranks[from];
+#pragma unroll 1
       for (int head = 0; head < group; ++head) {
-        shared_.few_units[i * group + head] = there(shared_.own_units, block)[place * group + head];
+        shared_.few_units[i * group + head] = shared_.sent_units[from * group + head];
       }
     });
     __syncthreads();
@@ -432,18 +466,6 @@ class Cut {
     return cut;
   }
 
-  template <class T>
-  __device__ T* there(T* here, int block) const {
-    return cluster_.map_shared_rank(here, block);
-  }
-  __device__ void sync_blocks() const {
-    if (blocks_ == 1) {
-      __syncthreads();
-    } else {
-      cluster_.sync();
-    }
-  }
-
   // The bits, and indices and count from them.
   __device__ void compact() {
     __syncthreads();
@@ -464,8 +486,11 @@ class Cut {
     }
     int before = 0, total = listed;
     if (blocks_ > 1) {
-      if (threadIdx.x < blocks_) there(&search_, threadIdx.x)->listed[rank_] = listed;
-      sync_blocks();
+      if (threadIdx.x < blocks_) {
+        all_listed_.send(threadIdx.x, &search_.listed[rank_], listed);
+        all_listed_.close(threadIdx.x, sizeof(int));
+      }
+      all_listed_.wait();
       const int of_block = lane_ < blocks_ ? search_.listed[lane_] : 0;
       before = __reduce_add_sync(~0u, lane_ < rank_ ? of_block : 0);
       total = __reduce_add_sync(~0u, of_block);
@@ -482,8 +507,8 @@ class Cut {
 
   const SelectParams& params_;
   Search& search_;
-  const cooperative_groups::cluster_group cluster_;
   const int blocks_, rank_;
+  Exchange parts_, sums_, found_, all_listed_;
   const int words_;  // of a block
   const Shared shared_;
   const Scope scope_;
@@ -501,20 +526,17 @@ class Cut {
 __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 smem[];
   __shared__ Search search;
-  // This kernel may begin when the blocks of the one before have waited, or say that there is nothing to wait for.
-  // Where it was one of this call's, all but its own results is there by now.
-  const bool waits = params.scores || params.after_sketch;
-  if (!waits) wait_for_kernels_before();
-  Cut cut(params, smem, search);
-  if (params.listed && (!params.scores || step_without_lists(params))) {
-    let_next_kernel_wait();
-    cut.count_all();
-    if (waits && blockIdx.x == 0 && blockIdx.y == 0) wait_for_kernels_before();
+  // Where this is the first kernel of the call nothing of before may be there yet; after the score kernel only its
+  // results are not.
+  if (!params.scores) wait_for_kernels_before();
+  let_next_kernel_wait();
+  if (step_without_lists(params)) {
+    if (blockIdx.x == 0 && blockIdx.y == 0) wait_for_kernels_before();
     return;
   }
+  Cut cut(params, smem, search);
   cut.begin();
-  if (waits) wait_for_kernels_before();
-  let_next_kernel_wait();
+  if (params.scores) wait_for_kernels_before();
   cut.run();
 }
 

@@ -72,11 +72,15 @@ struct Mass {
 // Pages of a block of the cluster: full words of the list's bits.
 __host__ __device__ inline int words_of_block(int words, int cluster) { return (words + cluster - 1) / cluster; }
 
+// What the blocks of a cluster send each other (cut.cu).
+enum Message { kParts, kSums, kFound, kListed, kMessages };
+
 // What the blocks of a cluster tell each other, and what the threads of one do.
 struct Search {
+  uint64_t arrivals[kMessages];
   int over;                 // the first bin at whose end some head has dropped too much
   uint32_t cut;             // the least rank of the few for which some head has
-  int found_here;           // pages of this block in the range, of which there is room for kFew
+  int found_here;           // pages of this block in the range
   int found[kMaxCluster];   // of each block
   int listed[kMaxCluster];  // pages of each block
   int of_warps[kWarps];
@@ -84,19 +88,22 @@ struct Search {
 
 // Dynamic shared memory.
 struct Shared {
-  float4* shares;       // where there is room for them: see Cut::shares_
-  float4* factors;      // (quads), for each of four heads log2 of the mass of all pages
-  float2* partial;      // (quads * kHeads, kWarps), masses by warp
-  uint32_t* bins;       // (group, kBins) of this block
-  uint32_t* sums;       // (group, kBins) of all blocks
-  uint32_t* own_units;  // (kFew, group), of the few pages of this block
-  uint32_t* own_ranks;  // (kFew)
-  uint32_t* few_units;  // (kFew, group), of the few pages of all blocks
-  uint32_t* few_ranks;  // (kFew)
-  uint32_t* base;       // (group), dropped below the present range
-  uint32_t* bits;       // (words of the block)
-  int* offsets;         // (words of the block), in the block's part of the list
-  int room;             // bytes for shares and ranks
+  float4* shares;        // where there is room for them: see Cut::shares_
+  float4* factors;       // (quads), for each of four heads log2 of the mass of all pages
+  float2* partial;       // (quads * kHeads, kWarps), masses by warp
+  uint32_t* bins;        // (group, kBins) of this block
+  uint32_t* parts;       // (blocks, group * kBins / blocks), what all blocks have in this block's part of the bins
+  uint32_t* sums;        // (group, kBins) of all blocks
+  uint32_t* own_units;   // (kFew, group), of the few pages of this block
+  uint32_t* own_ranks;   // (kFew)
+  uint32_t* sent_units;  // (blocks, kFew / blocks, group), as they come from all blocks
+  uint32_t* sent_ranks;  // (blocks, kFew / blocks)
+  uint32_t* few_units;   // (kFew, group), of the few pages of all blocks
+  uint32_t* few_ranks;   // (kFew)
+  uint32_t* base;        // (group), dropped below the present range
+  uint32_t* bits;        // (words of the block)
+  int* offsets;          // (words of the block), in the block's part of the list
+  int room;              // bytes for shares and ranks
 
   __device__ Shared(const SelectParams& params, int words, int blocks, uint4* smem) {
     const int heads = params.quads() * kHeads, group = params.group;
@@ -105,10 +112,14 @@ struct Shared {
     factors = shares + room / sizeof(float4);
     partial = reinterpret_cast<float2*>(factors + params.quads());
     bins = reinterpret_cast<uint32_t*>(partial + heads * kWarps);
-    sums = blocks > 1 ? bins + group * kBins : bins;
+    const bool many = blocks > 1;
+    parts = many ? bins + group * kBins : bins;
+    sums = many ? parts + group * kBins : bins;
     own_units = sums + group * kBins;
     own_ranks = own_units + group * kFew;
-    few_units = blocks > 1 ? own_ranks + kFew : own_units;
+    sent_units = many ? own_ranks + kFew : own_units;
+    sent_ranks = sent_units + group * kFew;
+    few_units = many ? sent_ranks + kFew : own_units;
     few_ranks = few_units + group * kFew;
     base = few_ranks + kFew;
     bits = base + group;
@@ -116,8 +127,8 @@ struct Shared {
   }
   // Without the room for shares.
   static int bytes(const SelectParams& params, int words, int blocks) {
-    const int counts = params.group * (kBins + kFew) + kFew;  // of this block, and of all
-    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + (blocks > 1 ? 2 : 1) * counts + params.group + 2 * words);
+    const int counts = params.group * (kBins + kFew) + kFew;  // of this block, as sent, and of all
+    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + (blocks > 1 ? 3 : 1) * counts + params.group + 2 * words);
   }
 };
 

@@ -79,5 +79,7 @@ cudaError_t launch_score(const SelectParams& params, int multiprocessors, cudaSt
 // Lists from them, where a block's shared memory has room for what it needs at least.
 bool cut_fits(const SelectParams& params, int multiprocessors);
 cudaError_t launch_cut(SelectParams params, int multiprocessors, cudaStream_t stream);
+// Instead of both where a decode step can't leave anything out.
+cudaError_t launch_count(const SelectParams& params, cudaStream_t stream);
 
 }  // namespace lite_attention::pages

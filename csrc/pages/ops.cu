@@ -127,6 +127,9 @@ void select(const Tensor& q, SelectParams params, cudaStream_t stream) {
     params.tiles = reinterpret_cast<float2*>(params.scores) + scores / 2;
     params.ranks = reinterpret_cast<uint32_t*>(params.tiles + tiles);
     check_cuda(launch_score(params, multiprocessors(device), stream), "launching the score kernel");
+  } else if (params.listed) {
+    check_cuda(launch_count(params, stream), "launching the count kernel");
+    return;
   } else {
     params.eps = 0;  // nothing to estimate, or to estimate from
   }

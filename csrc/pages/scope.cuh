@@ -6,9 +6,6 @@
 
 namespace lite_attention::pages {
 
-// In a decode step without lists attention reads none, and does not wait for them.
-__device__ inline bool step_without_lists(const SelectParams& params) { return params.listed && !*params.listed; }
-
 struct Scope {
   int q_begin, q_len, k_len;
   int pages;   // that have keys

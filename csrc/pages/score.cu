@@ -17,6 +17,7 @@
 #include "pages/queries.cuh"
 #include "pages/scope.cuh"
 #include "pages/warp.cuh"
+#include "pages/whole.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -169,8 +170,6 @@ class Scorer {
     const int first_page = (first_tile + threadIdx.x / 32 % kGroupWarps) * kTile, end_page = end_tile * kTile;
     int numbers[2];
     find(numbers, first_page);
-    // What the kernel before writes meanwhile is in L2 as well.
-    if (waits_) Codes<kRounds>::prefetch(params_.sketches, numbers, head_);
     fill(queries_, params_, scope_, batch_, head_, first);
     if (waits_) wait_for_kernels_before();
     waits_ = false;
@@ -284,7 +283,9 @@ __global__ __launch_bounds__(kThreads,
   bool waits = params.after_sketch;
   if (!waits) wait_for_kernels_before();
   let_next_kernel_wait();
-  if (!step_without_lists(params)) {
+  if (step_without_lists(params)) {
+    count_all(params, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
+  } else {
     score(params, reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem), waits);
   }
   // Kernels after this one take it that those before it have ended: one block sees to that.
