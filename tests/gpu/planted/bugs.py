@@ -90,7 +90,8 @@ BUGS = [
     Bug("window-a-tile-late", "sm90/producer.cuh", "if (top_ - n >= kTiles) {", "if (top_ - n > kTiles) {", "pages"),
     Bug("list-not-followed", "sm90/producer.cuh", "if (list_ && box.outer >= 0) box.outer = list_[box.outer];", "",
         "pages"),
-    # A decode step in one call: lists that workers deal themselves, and kernels that begin before the one before is done.
+    # A decode step in one call: lists that workers deal among themselves, kernels that begin before their turn, steps
+    # without lists.
     Bug("run-a-tile-late", "sm90/page_scheduler.cuh", "    work.n_begin = tile_;\n",
         "    work.n_begin = tile_ + (tile_ > 0);\n", "decode"),
     Bug("parts-without-the-last", "sm90/page_scheduler.cuh",
@@ -119,7 +120,8 @@ BUGS = [
         "(keys >= whole.min_context && !(whole.marked && whole.marked[b]))", "keys >= whole.min_context", "decode"),
     Bug("plan-has-the-least-context-short", "sm90/plan.cu", "(keys >= whole.min_context &&",
         "(keys > whole.min_context &&", "decode"),
-    Bug("first-sequence-decides-for-the-step", "sm90/plan.cu", "return __syncthreads_or(any);", "return any;", "decode"),
+    Bug("first-sequence-decides-for-the-step", "sm90/plan.cu", "return __syncthreads_or(any);", "return any;",
+        "decode"),
     # FP8 queries, keys and values: factors, the converter's waits, its order of elements.
     Bug("fp8-queries-unscaled", "sm90/descale.cuh", "scores_ *= load(params.q_descale, work.batch, kv_head);", "{}",
         "fp8"),
