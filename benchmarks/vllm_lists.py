@@ -6,7 +6,8 @@
 
 Llama-8B's shapes with random weights, full CUDA graphs. Random weights need other pages than a model does, so lists are
 forced: selection runs as always, and its result is then overwritten with random pages, 15 % of those there are. What
-that overwriting takes counts against the lists. Engines run in processes of their own, as `vllm serve` has them
+that overwriting takes counts against the lists, and so does that a step is three calls for it, whose kernels don't
+overlap as those of a server's one call do. Engines run in processes of their own, as `vllm serve` has them
 (asynchronous scheduling), one after the other; `--out` is written after each, and a second run goes on from there.
 """
 

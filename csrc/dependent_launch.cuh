@@ -1,5 +1,8 @@
-// Programmatic dependent launch: a kernel is set up while the one before it on the stream still runs, and begins when
-// that one has ended. Between small kernels the setting up is as long as the work.
+// Programmatic dependent launch: a kernel begins while the one before it on the stream still runs, and waits for its
+// end where it needs something of it. Between small kernels the setting up is as long as the work.
+//
+// That one has ended does not say that those before it have. So whoever waits late, or not at all for itself, has one
+// thread or block wait before it ends.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.name)
 def test_a_bug_has_one_place_in_the_source(bug, tmp_path):
     before = (ROOT / "csrc" / bug.file).read_text()
-    (tmp_path / bug.file).parent.mkdir(parents=True)
+    (tmp_path / bug.file).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "csrc" / bug.file, tmp_path / bug.file)
     bugs.plant(bug, tmp_path)
     after = (tmp_path / bug.file).read_text()

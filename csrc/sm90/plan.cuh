@@ -4,6 +4,9 @@
 // It depends on lengths alone, so one plan serves every layer of a model. It is made on the device from device lengths:
 // no host synchronisation, and a CUDA graph replays it with whatever the lengths have become. The tensor that holds it
 // says itself where its parts are, so that a kernel captured with one batch size reads a plan made for another.
+//
+// Of a decode step over page lists it is the plan of dense attention, and says whether any sequence has a list. Where
+// one has, the lists are dealt without it (page_scheduler.cuh).
 #pragma once
 
 #include "params.h"

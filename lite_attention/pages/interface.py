@@ -1,7 +1,9 @@
 """The public functions of decoding from listed pages.
 
-`write_sketch` after the keys of a page are complete, then for each decode step `select_pages` and `attend_pages`; or
-`decode_pages`, which is a step of all three in one call, whose kernels overlap. Common to them:
+A decode step of a layer is one call, `decode_pages`: it writes the sketches of pages that filled, makes the lists and
+attends to them. Its kernels overlap, and where no sequence of the step has a list it is dense attention, under a plan
+that all layers share. `write_sketch`, `select_pages` and `attend_pages` are its parts, as calls of their own; prompts
+need the first alone. Common to all:
 
 - The cache has pages of 16 tokens; query head h reads key head `h // (num_heads // num_heads_k)`.
 - Attention is causal, aligned to the bottom right: the last query token of a sequence sees all of its `seqused_k`

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lite_attention import flash_attn_varlen_func
 from lite_attention.checks import wrong
-from lite_attention.pages import PAGE, attend_pages, select_pages
+from lite_attention.pages import PAGE, decode_pages
 from lite_attention.quality.paged import Batch, Chunk, PagedLayer
 from lite_attention.quality.setting import DENSE, Setting
 from lite_attention.quality.tally import Tally
@@ -99,31 +99,27 @@ class _Step:
         cache, steps = self.layers[layer], self.chunk.steps
         cache.append(self.chunk, k, v)
         if window is not None or not self.setting.lists(layer, self.depth):
+            cache.write_sketches(self.chunk)
             if self.tally is not None and window is None:
                 self.tally.add_dense(layer, cache, steps, q.shape[1])
             return _dense(q, cache, self.chunk.whole, scale, window)[0]
         eps = self.setting.eps_of(layer, self.depth)
-        lists = select_pages(
+        out, lse, lists = decode_pages(
             q,
+            cache.k,
+            cache.v,
             cache.sketch,
             steps.cu_seqlens_q,
             steps.seqused_k,
             steps.block_table,
             1,
             eps=eps,
+            filled=self.chunk.completed,
             newest=self.setting.newest,
             softmax_scale=scale,
-        )
-        out, lse = attend_pages(
-            q,
-            cache.k,
-            cache.v,
-            lists,
-            steps.cu_seqlens_q,
-            steps.seqused_k,
-            steps.block_table,
-            1,
-            softmax_scale=scale,
+            # An eps of 0 is to show what rounding alone does, and by parts of rows it would be dense attention to the
+            # bit. Whole rows are computed from lists of everything.
+            num_splits=1 if eps == 0 else 0,
         )
         if self.tally is not None:
             lse_dense = _dense(q, cache, self.chunk.whole, scale, None)[1]

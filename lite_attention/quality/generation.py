@@ -1,8 +1,8 @@
 """For how long greedy generation from lists says the same as from dense attention.
 
 Two ways to compute one attention differ by rounding, and a model that hesitates between two tokens turns that into
-another text. So a setting of eps 0, which lists everything, belongs beside the others: it tells how long outputs agree
-when nothing but rounding differs.
+another text. So a setting of eps 0, which lists everything and computes rows whole, belongs beside the others: it tells
+how long outputs agree when nothing but rounding differs.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ class PagedLayer:
         self.sketch = empty_sketch(self.k)
 
     def append(self, chunk: Chunk, k: Tensor, v: Tensor) -> None:
-        """Writes (rows * tokens, heads_k, head_dim), and the sketches of the pages that are full with it."""
+        """Writes (rows * tokens, heads_k, head_dim). Sketches of the pages that are full with it are still to write."""
         self.k.flatten(0, 1)[chunk.slots] = k
         self.v.flatten(0, 1)[chunk.slots] = v
+
+    def write_sketches(self, chunk: Chunk) -> None:
+        """Of the pages that `chunk` completes."""
         write_sketch(self.k, self.sketch, chunk.completed)

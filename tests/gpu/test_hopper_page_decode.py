@@ -157,7 +157,7 @@ def test_lists_that_are_split_over_many_workers(k_lens, head_dim, q_len, fp8, pl
 def test_more_than_a_thousand_lists(least, planned):
     rng = py_random.Random(0)
     k_lens = [rng.choice([0, rng.randint(1, 15), rng.randint(16, 400), rng.randint(200, 400)]) for _ in range(200)]
-    step = Step([1] * 200, k_lens, heads=32, heads_k=8, head_dim=64)
+    step = Step([1] * 200, k_lens, heads=32, heads_k=8)
     expected = step.select(eps=0.3, newest=1, min_context=least)
     metadata = step.plan(min_context=least) if planned else None
     lists = hostile_lists(step)

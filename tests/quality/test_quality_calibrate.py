@@ -11,7 +11,7 @@ from quality_models import LAYERS, VOCABULARY, write_model, write_text
 
 from lite_attention.cli import main
 from lite_attention.layer_eps import read_layer_eps
-from lite_attention.pages import select_pages
+from lite_attention.pages import decode_pages
 from lite_attention.quality import calibrate as calibration
 from lite_attention.quality import decoder as decoding
 from lite_attention.quality.budgets import choose
@@ -75,9 +75,9 @@ def test_each_layer_has_its_eps_and_no_other(model, monkeypatch):
 
     def watched(*args, eps, **kwargs):
         given.append(eps)
-        return select_pages(*args, eps=eps, **kwargs)
+        return decode_pages(*args, eps=eps, **kwargs)
 
-    monkeypatch.setattr(decoding, "select_pages", watched)
+    monkeypatch.setattr(decoding, "decode_pages", watched)
     decoder, tokens = Decoder(model, 1, 300), tokens_of(300)
     decoder.prefill(0, tokens[:290])
     tally = Tally(0.2)

@@ -7,7 +7,7 @@ import torch
 import transformers
 from quality_models import HEAD_DIM, HEADS, HEADS_K, LAYERS, VOCABULARY, write_model
 
-from lite_attention.pages import PAGE, PageLists, select_pages, sketch_bytes
+from lite_attention.pages import PAGE, PageLists, attend_pages, select_pages, sketch_bytes, write_sketch
 from lite_attention.quality import decoder as decoding
 from lite_attention.quality.decoder import NAME, Decoder
 from lite_attention.quality.load import load
@@ -30,6 +30,17 @@ def model(sharp):
 
 def tokens_of(n, seed=0):
     return torch.randint(VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def decode_by(select, attend=attend_pages):
+    """Stands in for `decode_pages`: its three calls, with one's own choice of pages."""
+
+    def decode(q, k, v, sketch, *batch, filled, softmax_scale, num_splits, **of_lists):
+        write_sketch(k, sketch, filled)
+        lists = select(q, sketch, *batch, softmax_scale=softmax_scale, **of_lists)
+        return *attend(q, k, v, lists, *batch, softmax_scale=softmax_scale, num_splits=num_splits), lists
+
+    return decode
 
 
 def theirs(folder, tokens):
@@ -98,11 +109,9 @@ def test_bytes_and_masses_are_counted_right(model, monkeypatch):
         lists.left_out.fill_(0.25)
         return lists
 
-    monkeypatch.setattr(decoding, "select_pages", fixed)
     tokens, tally, decoder = tokens_of(70), Tally(0.1), Decoder(model, 1, 70)
     decoder.prefill(0, tokens[:62])
     masses = []
-    right = decoding.attend_pages
 
     def watched(q, k, v, lists, cu, seqused_k, table, *args, **kwargs):
         for b, length in enumerate(seqused_k.tolist()):
@@ -111,9 +120,9 @@ def test_bytes_and_masses_are_counted_right(model, monkeypatch):
             pages = torch.arange(length) // PAGE
             seen = (pages == 0) | (pages == 2) | (pages == (length - 1) // PAGE)
             masses.append(weights[:, ~seen].sum(-1))
-        return right(q, k, v, lists, cu, seqused_k, table, *args, **kwargs)
+        return attend_pages(q, k, v, lists, cu, seqused_k, table, *args, **kwargs)
 
-    monkeypatch.setattr(decoding, "attend_pages", watched)
+    monkeypatch.setattr(decoding, "decode_pages", decode_by(fixed, watched))
     decoder.decode([0], tokens[None, 62:], Setting(0.1, dense_layers=(1,)), tally)
     assert list(tally.layers()) == [0, 1, 2]
     # Steps see 63 to 70 tokens: 4 pages twice and 5 six times, of which 3 and 4 twice and 6 times are full.
@@ -152,7 +161,7 @@ def test_a_wrong_choice_of_pages_shows(tmp_path, monkeypatch):
     tokens = tokens_of(44).repeat_interleave(PAGE)  # all of a page alike, so that its sketch says nearly all
     settings, decoder = [Setting(0.0), Setting(0.1, newest=16)], Decoder(model, 1, len(tokens))
     nothing, right = measure_loss(decoder, "text", tokens, 60, settings)
-    monkeypatch.setattr(decoding, "select_pages", _random_instead)
+    monkeypatch.setattr(decoding, "decode_pages", decode_by(_random_instead))
     _, wrong = measure_loss(decoder, "text", tokens, 60, settings)
     assert nothing.read.bytes == 1 and abs(nothing.change) < 1e-3 and nothing.divergence < 1e-4
     assert nothing.same_first == 1 and nothing.read.left_out < 1e-4 and nothing.read.over_budget == 0

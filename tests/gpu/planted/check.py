@@ -40,6 +40,12 @@ TESTS = {
         "(128-bf16 and not fp8) or (sketches and bf16) or budget or border or equal_rank or list_everything or "
         "speculative or graph or several or has_no_room or garbage or (does_not_see and not fp8)",
     ),
+    "decode": (
+        ["tests/gpu/test_hopper_page_decode.py"],
+        "128-4-3-bf16 or 128-7-3-bf16 or 128-8-1-bf16 or (many_workers and 128-1-16bit) or (thousand and own) or "
+        "(lists_nothing and 128 and 16bit-plain) or no_keys or eps_0 or marks or no_queries or padding_rows or "
+        "one_after_another or (share_plan and mixed) or (dense_to_lists and 128 and 16bit) or starts_after",
+    ),
     "fp8": (["tests/gpu/test_hopper_fp8.py"], "128-fp8 or (products and 128)"),
 }
 SOUND = "sound"
