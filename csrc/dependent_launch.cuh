@@ -1,8 +1,10 @@
 // Programmatic dependent launch: a kernel begins while the one before it on the stream still runs, and waits for its
 // end where it needs something of it. Between small kernels the setting up is as long as the work.
 //
-// That one has ended does not say that those before it have. So whoever waits late, or not at all for itself, has one
-// thread or block wait before it ends.
+// The kernels of one op may go further. The first waits, in every block, before it lets the next begin. So what was
+// there before the op is there for all of them, and what only kernels before it used may be written. For each other's
+// results they wait. One that has not waited when it ends does so then in one block: that it has ended would not say
+// that those before it have.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,6 +18,11 @@ __device__ inline void wait_for_kernels_before() { asm volatile("griddepcontrol.
 
 // From here on the blocks of the next kernel may take their places beside this one's, to wait there.
 __device__ inline void let_next_kernel_wait() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+// At the end of a kernel that did not have to wait for those before it.
+__device__ inline void end_after_kernels_before() {
+  if (blockIdx.x == 0 && threadIdx.x == 0) wait_for_kernels_before();
+}
 
 template <class... Params, class... Args>
 cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, int smem_bytes, cudaStream_t stream,

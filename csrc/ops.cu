@@ -205,6 +205,12 @@ struct Call {
   }
 };
 
+void check_plan(const Tensor& plan, const sm90::PlanBounds& bounds) {
+  int_data(plan, "scheduler_metadata");
+  STD_TORCH_CHECK(plan.numel() >= bounds.entries(), "lite_attention: scheduler_metadata has ", plan.numel(),
+                  " elements; get_scheduler_metadata makes more");
+}
+
 // `params` has what only some ops know: score modifications, descales, lists.
 void attend(const Call& call, const Selection& selection, FwdParams& params) {
   const Tensor &q = call.q, &k = call.k, &v = call.v;
@@ -247,6 +253,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
     STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == call.batch() && (table.size(1) <= 1 || table.stride(1) == 1),
                     "lite_attention: block_table must be (batch, max_blocks) with contiguous rows");
     params.block_table_stride = table.stride(0);
+    params.table_pages = int(table.size(1));
     params.page_size = int(k.size(1));
     params.box_rows = std::gcd(params.page_size, kernel.tile.block_n);
     params.boxes_of_tile = kernel.tile.block_n / params.box_rows;
@@ -282,9 +289,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   // Scratch comes from PyTorch's allocator, on this stream: calls on other streams and in other graphs have their own.
   std::optional<Tensor> plan = call.scheduler_metadata;
   if (plan) {
-    int_data(plan, "scheduler_metadata");
-    STD_TORCH_CHECK(plan->numel() >= bounds.entries(), "lite_attention: scheduler_metadata has ", plan->numel(),
-                    " elements; get_scheduler_metadata makes more");
+    check_plan(*plan, bounds);
   } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
     check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, {}, params.packing,
@@ -462,8 +467,7 @@ void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor ls
   attend(call, Selection::of_pages(call.keys(), call.head_dim(), call.heads()), params);
 }
 
-// A decode step: sketches, lists, and attention over them. Each kernel may begin before the one before it has ended, as
-// what was there before the step is there for all of them: the first one waits for that before it lets the next begin.
+// A decode step: sketches, lists, and attention over them, by kernels of one op (dependent_launch.cuh).
 void page_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor sketch, OptionalTensor filled, Tensor out, Tensor lse,
                  Tensor bits, Tensor indices, Tensor counts, Tensor left_out, Tensor cu_seqlens_q, Tensor seqused_k,
                  Tensor block_table, OptionalTensor k_descale, OptionalTensor v_descale, int64_t max_seqlen_q,
@@ -509,10 +513,14 @@ void page_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor sketch, Option
     call.scheduler_metadata = std::nullopt;
   } else if (!empty) {
     if (!call.scheduler_metadata) call.scheduler_metadata = step_plan(call, selection, min_context, whole);
+    check_plan(*call.scheduler_metadata,
+               sm90::PlanBounds(int(call.batch()), call.total_q(), selection.packing.tokens_per_tile,
+                                multiprocessors(device), selection.tile.cluster));
     select.listed = sm90::Plan::listed(int_data(call.scheduler_metadata, "scheduler_metadata"));
     params.in_step = true;
     if (pages::may_leave_out(select)) params.step_lists = lists;
   }
+  if (select.batch > 0 && (!select.listed || pages::may_leave_out(select))) pages::check_fits(select, device);
   if (sketches.count > 0) {
     check_cuda(pages::launch_sketch(sketches, stream), "launching the sketch kernel");
     select.after_sketch = select.listed != nullptr;

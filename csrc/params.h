@@ -98,6 +98,7 @@ struct FwdParams {
 
   const int* block_table = nullptr;  // (batch, max_blocks); null where K and V are not paged
   int64_t block_table_stride = 0;
+  int table_pages = 0;  // of a sequence
   int page_size = 0;
   int box_rows = 0;       // rows of one TMA box of K or V
   int boxes_of_tile = 1;  // of pages: kBlockN / box_rows

@@ -13,7 +13,7 @@
 // one round is read before any block can send that of the next, as it needs a later message of this one first.
 //
 // Nearly all of it runs once, and an instruction that runs once takes about ten clocks, which is what fetching it
-// takes. So loops are not unrolled.
+// takes. So few loops are unrolled.
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 
@@ -397,12 +397,12 @@ class Cut {
   // How many pages of all blocks the range has. Where each has few, every block gets them all; else it is more than
   // few.
   __device__ int collect(const Token& token, const Range& range, float per_unit) {
-    const int group = params_.group;
+    const int group = params_.group, room = kFew >> log_blocks_;
     for_threads(min(end_, token.counted) - first_, [&](int page) {
       const uint32_t rank = ranks_[page];
       if (rank < range.low || rank >= range.high || token.always(first_ + page)) return;
       const int place = atomicAdd(&search_.found_here, 1);
-      if (place >= kFew) return;
+      if (place >= room) return;
       shared_.own_ranks[place] = rank;
 #pragma unroll 1
       for (int i = 0; i < group; ++i) {
@@ -414,7 +414,7 @@ class Cut {
     __syncthreads();
     const int found_here = search_.found_here;
     if (blocks_ == 1) return found_here;
-    const int room = kFew >> log_blocks_, sent = found_here <= room ? found_here : 0;
+    const int sent = found_here <= room ? found_here : 0;
     for_warps(blocks_, [&](int block) {
 #pragma unroll 1
       for (int i = lane_; i < sent; i += 32) {
@@ -537,12 +537,11 @@ class Cut {
 __global__ __launch_bounds__(kThreads, kBlocks) void cut_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 smem[];
   __shared__ Search search;
-  // Where this is the first kernel of the call nothing of before may be there yet; after the score kernel only its
-  // results are not.
+  // Without scores this is the first kernel of the call.
   if (!params.scores) wait_for_kernels_before();
   let_next_kernel_wait();
   if (step_without_lists(params)) {
-    if (blockIdx.x == 0 && blockIdx.y == 0) wait_for_kernels_before();
+    if (blockIdx.y == 0) end_after_kernels_before();
     return;
   }
   Cut cut(params, smem, search);

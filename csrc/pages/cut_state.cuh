@@ -4,6 +4,7 @@
 #include "pages/exp2.cuh"
 #include "pages/launch.h"
 #include "pages/warp.cuh"
+#include "warp_scan.cuh"
 
 namespace lite_attention::pages {
 
@@ -36,15 +37,6 @@ __device__ inline float& at(float4& x, int i) { return i == 0 ? x.x : i == 1 ? x
 
 // Of a power of two.
 __device__ inline int log2_of(int x) { return 31 - __clz(x); }
-
-__device__ inline uint32_t inclusive_sum(uint32_t x) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(~0u, x, step);
-    if (threadIdx.x % 32 >= step) x += other;
-  }
-  return x;
-}
 
 // Mass as a factor on exp2 of the largest log-mass.
 struct Mass {
@@ -98,8 +90,8 @@ struct Shared {
   uint32_t* bins;        // (group, kBins) of this block
   uint32_t* parts;       // (blocks, group * kBins / blocks), what all blocks have in this block's part of the bins
   uint32_t* sums;        // (group, kBins) of all blocks
-  uint32_t* own_units;   // (kFew, group), of the few pages of this block
-  uint32_t* own_ranks;   // (kFew)
+  uint32_t* own_units;   // (kFew / blocks, group), of the few pages of this block
+  uint32_t* own_ranks;   // (kFew / blocks)
   uint32_t* sent_units;  // (blocks, kFew / blocks, group), as they come from all blocks
   uint32_t* sent_ranks;  // (blocks, kFew / blocks)
   uint32_t* few_units;   // (kFew, group), of the few pages of all blocks
@@ -120,8 +112,8 @@ struct Shared {
     parts = many ? bins + group * kBins : bins;
     sums = many ? parts + group * kBins : bins;
     own_units = sums + group * kBins;
-    own_ranks = own_units + group * kFew;
-    sent_units = many ? own_ranks + kFew : own_units;
+    own_ranks = own_units + group * (kFew / blocks);
+    sent_units = many ? own_ranks + kFew / blocks : own_units;
     sent_ranks = sent_units + group * kFew;
     few_units = many ? sent_ranks + kFew : own_units;
     few_ranks = few_units + group * kFew;
@@ -131,8 +123,9 @@ struct Shared {
   }
   // Without the room for shares.
   static int bytes(const SelectParams& params, int words, int blocks) {
-    const int counts = params.group * (kBins + kFew) + kFew;  // of this block, as sent, and of all
-    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + (blocks > 1 ? 3 : 1) * counts + params.group + 2 * words);
+    const int few = (params.group + 1) * kFew, bins = params.group * kBins;
+    const int counts = blocks > 1 ? 3 * bins + few / blocks + 2 * few : bins + few;
+    return 4 * (params.quads() * kHeads * (1 + 2 * kWarps) + counts + params.group + 2 * words);
   }
 };
 

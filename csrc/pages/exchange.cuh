@@ -42,7 +42,8 @@ class Exchange {
                  : "memory");
   }
 
-  // By all threads that read what was sent.
+  // By all threads that read what was sent. It acquires for the block alone: what other blocks send arrives in this
+  // one's shared memory before it is counted, and to acquire for the cluster would empty the L1 cache.
   __device__ void wait() {
     asm volatile(
         "{\n"

@@ -47,8 +47,7 @@ struct SelectParams {
 
   // Of a decode step, the plan's word that says whether any sequence has a list; else null.
   const int* listed = nullptr;
-  // The kernel before wrote sketches, and let the next one begin when all before it was there: sketches alone are to be
-  // waited for.
+  // The kernel before writes sketches, and they alone are to be waited for.
   bool after_sketch = false;
 
   float softmax_scale = 1.f;

@@ -72,7 +72,7 @@ SelectParams select_params(const Tensor& q, const SelectArgs& args) {
   params.sketches = sketches_of(args.sketch, q.size(2), q.get_device_index());
   const Tensor& table = args.block_table;
   const int64_t batch = args.seqused_k.size(0), heads_k = params.sketches.heads_k;
-  STD_TORCH_CHECK(heads_k > 0 && q.size(1) % heads_k == 0,
+  STD_TORCH_CHECK(heads_k > 0 && q.size(1) > 0 && q.size(1) % heads_k == 0,
                   "lite_attention: num_heads of q must be a multiple of those ", "of sketch");
   params.group = int(q.size(1) / heads_k);
   STD_TORCH_CHECK(args.max_seqlen_q * params.group <= kMaxQueries, "lite_attention: max_seqlen_q must be at most ",
@@ -105,6 +105,12 @@ SelectParams select_params(const Tensor& q, const SelectArgs& args) {
   return params;
 }
 
+void check_fits(const SelectParams& params, int device) {
+  STD_TORCH_CHECK(cut_fits(params, multiprocessors(device)), "lite_attention: block_table has ", params.max_blocks,
+                  " pages a sequence, more than shared memory has room for beside ", params.group,
+                  " query heads a KV head and ", params.batch * params.sketches.heads_k, " lists");
+}
+
 bool may_leave_out(const SelectParams& params) {
   return params.eps > 0 && int64_t{params.max_blocks} * kPage >= params.min_context && params.max_blocks > 0 &&
          params.max_seqlen_q > 0 && params.sketches.num_blocks > 0;
@@ -114,9 +120,6 @@ void select(const Tensor& q, SelectParams params, cudaStream_t stream) {
   if (params.batch == 0) return;
   const int device = q.get_device_index();
   const int64_t lists = int64_t{params.batch} * params.sketches.heads_k;
-  STD_TORCH_CHECK(cut_fits(params, multiprocessors(device)), "lite_attention: block_table has ", params.max_blocks,
-                  " pages a sequence, more than shared memory has room for beside ", params.group,
-                  " query heads a KV head and ", lists, " lists");
   // On PyTorch's allocator and this stream: alive until the launches.
   std::optional<Tensor> scratch;
   if (may_leave_out(params)) {
@@ -155,6 +158,7 @@ void page_select(Tensor q, Tensor sketch, Tensor bits, Tensor indices, Tensor co
                         softmax_scale, eps,       min_context, newest,    whole};
   const int device = q.get_device_index();
   const SelectParams params = select_params(q, args);
+  if (params.batch > 0) check_fits(params, device);
   torch::stable::accelerator::DeviceGuard guard(device);
   select(q, params, current_stream(device));
 }

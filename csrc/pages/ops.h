@@ -19,6 +19,9 @@ struct SelectArgs {
 };
 SelectParams select_params(const Tensor& q, const SelectArgs& args);
 
+// Throws where the kernel that cuts lists has no room for calls of these shapes.
+void check_fits(const SelectParams& params, int device);
+
 // Whether any sequence of these shapes may leave pages out.
 bool may_leave_out(const SelectParams& params);
 

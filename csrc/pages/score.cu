@@ -18,6 +18,7 @@
 #include "pages/scope.cuh"
 #include "pages/warp.cuh"
 #include "pages/whole.cuh"
+#include "warp_scan.cuh"
 
 namespace lite_attention::pages {
 namespace {
@@ -86,12 +87,7 @@ class Tiles {
     for (int first = 0; first < params.batch; first += blockDim.x) {
       const int batch = first + threadIdx.x;
       const int tiles = batch < params.batch ? (Scope(params, batch).estimated() + kTile - 1) / kTile : 0;
-      int inclusive = tiles;
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(~0u, inclusive, step);
-        if (lane >= step) inclusive += other;
-      }
+      const int inclusive = inclusive_sum(tiles);
       if (lane == 31) of_warps[warp] = inclusive;
       __syncthreads();
       const int of_warp = lane < warps ? of_warps[lane] : 0;
@@ -288,8 +284,7 @@ __global__ __launch_bounds__(kThreads,
   } else {
     score(params, reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem), waits);
   }
-  // Kernels after this one take it that those before it have ended: one block sees to that.
-  if (waits && blockIdx.x == 0) wait_for_kernels_before();
+  if (waits) end_after_kernels_before();
 }
 
 template <int kRounds, int kOctets>

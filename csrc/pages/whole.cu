@@ -11,8 +11,7 @@ __global__ __launch_bounds__(kThreads) void count_kernel(const __grid_constant__
   if (!params.after_sketch) wait_for_kernels_before();
   let_next_kernel_wait();
   count_all(params, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
-  // Kernels after this one take it that those before it have ended: one block sees to that.
-  if (params.after_sketch && blockIdx.x == 0) wait_for_kernels_before();
+  end_after_kernels_before();
 }
 
 }  // namespace

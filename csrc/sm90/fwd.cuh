@@ -58,8 +58,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     cutlass::arch::fence_barrier_init();
   }
   if (!Traits::kMoveRegisters && threadIdx.x == 32) Plan::prefetch(params.plan, params.num_workers, blockIdx.x);
-  // In a decode step without lists the kernels before have nothing for this one, and what was there before them is:
-  // they say so by letting it begin.
+  // In a decode step without lists the kernels before have nothing for this one.
   const bool listed = walks_lists<Traits>(params);
   const bool waits = !Traits::kPageLists || listed || !params.in_step;
   if (waits) wait_for_kernels_before();
@@ -83,8 +82,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
   }
   // Until here others may arrive at this block's barriers.
   if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
-  // What comes after this kernel must not find one of those before it still running.
-  if (!waits && threadIdx.x == 0) wait_for_kernels_before();
+  if (!waits) end_after_kernels_before();
 }
 
 template <class Traits>

@@ -6,8 +6,10 @@
 // pages. A list has the rows of one tile.
 #pragma once
 
+#include "pages/layout.cuh"
 #include "sm90/plan.cuh"
 #include "sm90/traits.cuh"
+#include "warp_scan.cuh"
 
 namespace lite_attention::sm90 {
 
@@ -18,19 +20,10 @@ __device__ bool walks_lists(const FwdParams& params) {
   return params.lengths.lists.indices || (params.step_lists.indices && *Plan::listed(params.plan));
 }
 
-__device__ inline int inclusive_sum(int x) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, x, step);
-    if (threadIdx.x % 32 >= step) x += other;
-  }
-  return x;
-}
-
 // The planning warp's side, as Scheduler is that of a plan.
 template <int kBlockN>
 class PageScheduler {
-  static constexpr int kPage = 16, kPagesOfTile = kBlockN / kPage;
+  static constexpr int kPage = pages::kPage, kPagesOfTile = kBlockN / kPage;
 
  public:
   __device__ PageScheduler(const FwdParams& params, int worker) : params_(params), worker_(worker) {}

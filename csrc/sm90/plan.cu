@@ -4,6 +4,7 @@
 
 #include "dependent_launch.cuh"
 #include "sm90/sequence.cuh"
+#include "warp_scan.cuh"
 
 namespace lite_attention::sm90 {
 namespace {
@@ -40,11 +41,7 @@ __device__ int block_exclusive_sum(int value, int& total) {
   static_assert(kPlanThreads == 32 * 32, "a warp has the sums of all");
   __shared__ int warp_sums[32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int inclusive = value;
-  for (int step = 1; step < 32; step *= 2) {
-    int other = __shfl_up_sync(~0u, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
+  const int inclusive = inclusive_sum(value);
   __syncthreads();  // the sums of the call before have been read
   if (lane == 31) warp_sums[warp] = inclusive;
   __syncthreads();

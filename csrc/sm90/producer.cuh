@@ -65,7 +65,6 @@ class TileLoader {
       if constexpr (Traits::kPageLists) {
         const PageLists& lists = params.lengths.lists.indices ? params.lengths.lists : params.step_lists;
         if (listed) list_ = lists.indices + (int64_t{work.batch} * lists.heads + kv_head) * lists.max_pages;
-        max_pages_ = lists.max_pages;
       }
     } else {
       token0_ = work.seq.k_begin;
@@ -96,7 +95,7 @@ class TileLoader {
   // zeros.
   __device__ Box numbered(Box box) const {
     if (!table_) return box;
-    const bool there = list_ ? unsigned(box.outer) < unsigned(max_pages_) : box.outer >= 0;
+    const bool there = unsigned(box.outer) < unsigned(params_.table_pages);
     box.outer = there ? table_[box.outer] : -1;
     return box;
   }
@@ -132,7 +131,6 @@ class TileLoader {
   const CUtensorMap& map_;
   const int* table_ = nullptr;  // of this sequence's pages
   const int* list_ = nullptr;   // of those that this head attends to; null is all
-  int max_pages_ = 0;           // of a list
   int seqlen_k_, kv_head_;
   int token0_ = 0, batch_ = 0;      // where keys without pages begin
   int slab_, box_;                  // this lane's box in every tile
