@@ -58,10 +58,9 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     cutlass::arch::fence_barrier_init();
   }
   if (!Traits::kMoveRegisters && threadIdx.x == 32) Plan::prefetch(params.plan, params.num_workers, blockIdx.x);
-  // In a decode step without lists the kernels before have nothing for this one.
-  const bool listed = walks_lists<Traits>(params);
-  const bool waits = !Traits::kPageLists || listed || !params.in_step;
-  if (waits) wait_for_kernels_before();
+  // In a decode step the planning warp waits, if at all, for lists (page_scheduler.cuh); all else is there.
+  const bool listed = walks_lists<Traits>(params), in_step = Traits::kPageLists && params.in_step;
+  if (!in_step) wait_for_kernels_before();
   let_next_kernel_wait();
   Cluster<Traits::kCluster>::sync();
 
@@ -82,7 +81,7 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
   }
   // Until here others may arrive at this block's barriers.
   if constexpr (Traits::kCluster > 1) Cluster<Traits::kCluster>::sync();
-  if (!waits) end_after_kernels_before();
+  if (in_step && !listed) end_after_kernels_before();
 }
 
 template <class Traits>

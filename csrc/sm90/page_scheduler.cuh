@@ -6,6 +6,7 @@
 // pages. A list has the rows of one tile.
 #pragma once
 
+#include "dependent_launch.cuh"
 #include "pages/layout.cuh"
 #include "sm90/plan.cuh"
 #include "sm90/traits.cuh"
@@ -28,37 +29,17 @@ class PageScheduler {
  public:
   __device__ PageScheduler(const FwdParams& params, int worker) : params_(params), worker_(worker) {}
 
-  // Before the first `next`.
-  __device__ void begin() {
-    const int count = lists(), lane = threadIdx.x % 32;
-    // Of each 32 neighbouring groups of 32 lists, or of several such, a lane has the tiles of one.
-    const int groups_of_lane = (count + 1023) / 1024;
-    int own = 0, its_lane = 0, left = groups_of_lane;
-#pragma unroll 4
-    for (int first = 0; first < count; first += 32) {
-      const int sum = __reduce_add_sync(~0u, weight_at(first + lane));
-      own += lane == its_lane ? sum : 0;
-      if (--left == 0) ++its_lane, left = groups_of_lane;
+  // Waits for the lists. What runs once is slow, as its instructions come from memory one after the other: so it is
+  // rehearsed, on whatever is there, while the lists are made.
+  __device__ Work first() {
+    Work work;
+#pragma unroll 1
+    for (int take = 0; take < 2; ++take) {
+      if (take == 1) wait_for_kernels_before();
+      begin();
+      work = next();
     }
-    const int inclusive = inclusive_sum(own), total = __shfl_sync(~0u, inclusive, 31);
-    run_ = (unsigned(total) + unsigned(params_.num_workers) - 1) / unsigned(params_.num_workers);
-    position_ = min(total, worker_ * run_);
-    end_ = min(total, position_ + run_);
-    if (position_ >= end_) return;
-    const int found = __ffs(__ballot_sync(~0u, inclusive > position_)) - 1;
-    int before = __shfl_sync(~0u, inclusive - own, found), first = found * groups_of_lane * 32;
-    while (true) {
-      const int mine = weight_at(first + lane), up_to = before + inclusive_sum(mine);
-      const uint32_t beyond = __ballot_sync(~0u, up_to > position_);
-      if (beyond) {
-        const int at = __ffs(beyond) - 1;
-        list_ = first + at;
-        tile_ = position_ - __shfl_sync(~0u, up_to - mine, at);
-        return;
-      }
-      before = __shfl_sync(~0u, up_to, 31);
-      first += 32;
-    }
+    return work;
   }
 
   // All lanes call together and get the same.
@@ -67,7 +48,7 @@ class PageScheduler {
     if (position_ >= end_) return work;
     const Lengths& lengths = params_.lengths;
     const PageLists& lists = params_.step_lists;
-    const int batch = unsigned(list_) / unsigned(lists.heads), count = lists.counts[list_];
+    const int batch = unsigned(list_) / unsigned(lists.heads), count = count_of(list_);
     const int q_begin = lengths.cu_seqlens_q[batch], q_end = lengths.cu_seqlens_q[batch + 1];
     const int keys = min(max(lengths.seqused_k[batch], 0), lists.max_pages * kPage);
     const int tiles = tiles_of(count), weight = max(1, tiles), taken = min(weight - tile_, end_ - position_);
@@ -89,12 +70,45 @@ class PageScheduler {
   }
 
  private:
+  // Finds this worker's run.
+  __device__ void begin() {
+    const int count = lists(), lane = threadIdx.x % 32;
+    // Of each 32 neighbouring groups of 32 lists, or of several such, a lane has the tiles of one.
+    const int groups_of_lane = (count + 1023) / 1024;
+    int own = 0, its_lane = 0, left = groups_of_lane;
+#pragma unroll 4
+    for (int first = 0; first < count; first += 32) {
+      const int sum = __reduce_add_sync(~0u, weight_at(first + lane));
+      own += lane == its_lane ? sum : 0;
+      if (--left == 0) ++its_lane, left = groups_of_lane;
+    }
+    const int inclusive = inclusive_sum(own), total = __shfl_sync(~0u, inclusive, 31);
+    run_ = (unsigned(total) + unsigned(params_.num_workers) - 1) / unsigned(params_.num_workers);
+    position_ = min(total, worker_ * run_);
+    end_ = min(total, position_ + run_);
+    if (position_ >= end_) return;
+    const int found = __ffs(__ballot_sync(~0u, inclusive > position_)) - 1;
+    int before = __shfl_sync(~0u, inclusive - own, found), first = found * groups_of_lane * 32;
+    while (first < count) {
+      const int mine = weight_at(first + lane), up_to = before + inclusive_sum(mine);
+      const uint32_t beyond = __ballot_sync(~0u, up_to > position_);
+      if (beyond) {
+        const int at = __ffs(beyond) - 1;
+        list_ = first + at;
+        tile_ = position_ - __shfl_sync(~0u, up_to - mine, at);
+        return;
+      }
+      before = __shfl_sync(~0u, up_to, 31);
+      first += 32;
+    }
+  }
+
   __device__ int lists() const { return params_.lengths.batch * params_.step_lists.heads; }
   __device__ static int tiles_of(int count) { return (count + kPagesOfTile - 1) / kPagesOfTile; }
+  // Not by the L1 cache, which may have what was there before.
+  __device__ int count_of(int list) const { return __ldcg(params_.step_lists.counts + list); }
   // Rows that see no key still have zeros to write.
-  __device__ int weight_at(int list) const {
-    return list < lists() ? max(1, tiles_of(params_.step_lists.counts[list])) : 0;
-  }
+  __device__ int weight_at(int list) const { return list < lists() ? max(1, tiles_of(count_of(list))) : 0; }
 
   const FwdParams& params_;
   const int worker_;

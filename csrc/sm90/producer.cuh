@@ -87,7 +87,7 @@ class TileLoader {
   // Then as the sequence does.
   __device__ Box listed(Box box) const {
     if constexpr (Traits::kPageLists) {
-      if (list_ && box.outer >= 0) box.outer = list_[box.outer];
+      if (list_ && box.outer >= 0) box.outer = __ldcg(list_ + box.outer);
     }
     return box;
   }
@@ -298,12 +298,12 @@ class Planner {
         pages_(params, Cluster<Traits::kCluster>::worker()),
         keeper_(params, smem) {}
 
-  __device__ Work next(WorkRing<Traits>& ring_work) {
+  __device__ Work next(WorkRing<Traits>& ring_work, bool first = false) {
     keeper_.make_room();
     // Not before it is wanted: an item taken early is one that an idle block can't have.
     if (!ahead_ && items_ > 0) smem_.work_wanted.wait((items_ - 1) & 1);
-    Work work = next_item();
     ++items_;
+    Work work = next_item(first);
     keeper_.open(work);
     ring_work.put(work);
     return work;
@@ -312,12 +312,9 @@ class Planner {
   __device__ void close() { keeper_.close(); }
 
  private:
-  __device__ Work next_item() {
+  __device__ Work next_item(bool first) {
     if constexpr (Traits::kPageLists) {
-      if (deals_) {
-        if (items_ == 0) pages_.begin();
-        return pages_.next();
-      }
+      if (deals_) return first ? pages_.first() : pages_.next();
     }
     return scheduler_.next();
   }
@@ -344,10 +341,18 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kLoadStages> ring;
   QueryLoader<Traits> queries;
   ListReader<Traits> lists(smem);
+  // The next item, where this warp plans and has it already: the first one by code of its own.
   Work next;
   bool planned = false;
-  auto ask = [&] {
+  if (!Traits::kSkip && job.plans) {
+    next = planner.next(ring_work, true);
+    planned = true;
+  }
+  auto want = [&] {
     if (job.asks && threadIdx.x % 32 == 0) smem.work_wanted.arrive();
+  };
+  auto ask = [&] {
+    want();
     // One consumer warpgroup is soon done: its next item is looked for while this one's last tiles are on their way.
     if (!Traits::kMoveRegisters && job.plans) {
       next = planner.next(ring_work);
@@ -365,7 +370,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
     }
     if (work.parts == 0) break;
     if (work.n_begin >= work.n_end) {
-      if (job.asks) ask();
+      want();
       continue;
     }
     if (job.loads_q) queries.load(params, smem, work);
