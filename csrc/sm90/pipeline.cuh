@@ -57,6 +57,11 @@ class WorkRing {
     ring_.advance();
     return work;
   }
+  // Instead of `get` and `release`, for a warp that knows the next item already.
+  __device__ void pass() {
+    ring_.advance();
+    release();
+  }
   // The oldest item that was not released, once more: cheaper than registers to keep it in.
   __device__ Work oldest() const { return read(released_.stage); }
   __device__ void release() {

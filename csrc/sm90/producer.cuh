@@ -242,11 +242,12 @@ class QueryLoader {
 template <class Traits>
 constexpr int kAskAt = Traits::kSkip ? 3 : 2;
 
-// The work of one ring, from the last tile to the first, so that masked tiles come first. Calls `nearly_done` once,
-// with kAskAt tiles to go or all of fewer; after the first of these is loaded where the planning warp loads as well.
-template <class Traits, class Walk, class NearlyDone>
+// The work of one ring, from the last tile to the first, so that masked tiles come first. Calls `begun` once, after the
+// first tile is loaded, and `nearly_done` once, with kAskAt tiles to go or all of fewer; after the first of these is
+// loaded where the planning warp loads as well.
+template <class Traits, class Walk, class Begun, class NearlyDone>
 __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work, Walk walk,
-                              const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring,
+                              const typename Traits::Loads& loads, Ring<Traits::kLoadStages>& ring, const Begun& begun,
                               const NearlyDone& nearly_done) {
   conditional_t<Traits::kMoveRegisters, OneAhead<Traits>, Window<Traits>> boxes(loader, work);
   int left = walk.tiles(work);
@@ -259,6 +260,7 @@ __device__ void produce_tiles(const TileLoader<Traits>& loader, const Work& work
     loads.empty[ring.stage].wait(ring.phase ^ 1);
     loader.load(loads.full[ring.stage], loads.tiles + ring.stage * Traits::kBlockN * Traits::kHeadDim, n, box);
     ring.advance();
+    if (n == work.n_end - 1) begun();
     if (nearly && !Traits::kMoveRegisters) nearly_done();
   }
 }
@@ -308,6 +310,14 @@ class Planner {
     ring_work.put(work);
     return work;
   }
+  // Whether each producer warp can find the first item for itself, sooner than through the ring: `start` then, instead
+  // of the first `next`, and `say` by the planning warp.
+  __device__ bool started() const { return scheduler_.started(); }
+  __device__ Work start() {
+    ++items_;
+    return scheduler_.next();
+  }
+  __device__ void say(WorkRing<Traits>& ring_work, const Work& work) const { ring_work.put(work); }
   // After the last item.
   __device__ void close() { keeper_.close(); }
 
@@ -341,13 +351,25 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kLoadStages> ring;
   QueryLoader<Traits> queries;
   ListReader<Traits> lists(smem);
-  // The next item, where this warp plans and has it already: the first one by code of its own.
+  // The next item, where this warp has it already. The first one is found by code of its own, and told to the others
+  // when its first keys have been asked for.
   Work next;
-  bool planned = false;
-  if (!Traits::kSkip && job.plans) {
-    next = planner.next(ring_work, true);
-    planned = true;
+  bool planned = false, unsaid = false;
+  if constexpr (!Traits::kSkip) {
+    if (planner.started()) {
+      next = planner.start();
+      planned = true;
+      unsaid = job.plans;
+      if (!job.plans) ring_work.pass();
+    } else if (Traits::kPageLists && job.plans) {
+      next = planner.next(ring_work, true);
+      planned = true;
+    }
   }
+  auto say = [&](const Work& work) {
+    if (unsaid) planner.say(ring_work, work);
+    unsaid = false;
+  };
   auto want = [&] {
     if (job.asks && threadIdx.x % 32 == 0) smem.work_wanted.arrive();
   };
@@ -361,15 +383,19 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   };
   while (true) {
     Work work;
-    if (!Traits::kSkip && job.plans) {
-      work = planned ? next : planner.next(ring_work);
+    if (!Traits::kSkip && planned) {
+      work = next;
       planned = false;
+    } else if (!Traits::kSkip && job.plans) {
+      work = planner.next(ring_work);
     } else {
       work = ring_work.get();
       ring_work.release();
     }
+    const bool empty = work.n_begin >= work.n_end;
+    if (empty || !job.loads_k) say(work);
     if (work.parts == 0) break;
-    if (work.n_begin >= work.n_end) {
+    if (empty) {
       want();
       continue;
     }
@@ -378,8 +404,9 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
       int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
       TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part, listed);
       auto walk = lists.walk(work);
-      job.loads_v ? produce_tiles<Traits>(loader, work, walk, Traits::v_loads(smem), ring, [] {})
-                  : produce_tiles<Traits>(loader, work, walk, Traits::k_loads(smem), ring, ask);
+      job.loads_v ? produce_tiles<Traits>(
+                        loader, work, walk, Traits::v_loads(smem), ring, [] {}, [] {})
+                  : produce_tiles<Traits>(loader, work, walk, Traits::k_loads(smem), ring, [&] { say(work); }, ask);
     }
     lists.leave();
   }

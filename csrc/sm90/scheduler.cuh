@@ -24,6 +24,9 @@ class Scheduler {
     if constexpr (!kWhole) begin_run(Plan(params.plan));
   }
 
+  // Whether the first item is in every warp's Start.
+  __device__ bool started() const { return kStarts && start_.valid; }
+
   __device__ Work next() {
     const Plan plan(params_.plan);
     Work work{};
@@ -166,7 +169,7 @@ class Scheduler {
   int64_t position_ = 0, end_ = 0;
   int64_t head_begin_ = 0;  // where the head begins that is streamed now, the `place_`th of its column
   int place_ = 0, entry_ = 0;
-  Start start_;
+  Start start_{};
   int given_ = Start::kItems;  // of its items
   const bool ahead_;
   bool takes_ = false;  // items one by one, and is through with its run
