@@ -143,19 +143,21 @@ template <class Key, int kRounds>
 __global__ __launch_bounds__(32 * kWarps, 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
   wait_for_kernels_before();
   let_next_kernel_wait();
-  const int lane = threadIdx.x % 32, first = (blockIdx.x * kWarps + threadIdx.x / 32) * kEntries;
+  // Blocks beside each other have the heads of the same pages, whose keys are neighbours.
+  const unsigned heads = params.sketches.heads_k, block = blockIdx.x / heads;
+  const int lane = threadIdx.x % 32, first = (block * kWarps + threadIdx.x / 32) * kEntries;
   const int entry = first + lane;
   const int page = lane < kEntries && entry < params.count ? params.pages[entry] : -1;
   uint32_t full = __ballot_sync(~0u, page >= 0 && page < params.sketches.num_blocks);
   while (full) {
-    write<Key, kRounds>(params, __shfl_sync(~0u, page, __ffs(full) - 1), blockIdx.y);
+    write<Key, kRounds>(params, __shfl_sync(~0u, page, __ffs(full) - 1), blockIdx.x - block * heads);
     full &= full - 1;
   }
 }
 
 template <class Key>
 cudaError_t launch(const SketchParams& params, cudaStream_t stream) {
-  const dim3 blocks((params.count + kWarps * kEntries - 1) / (kWarps * kEntries), params.sketches.heads_k);
+  const unsigned blocks = (params.count + kWarps * kEntries - 1) / (kWarps * kEntries) * params.sketches.heads_k;
   if (params.sketches.head_dim <= kLaneChannels) {
     return launch_dependent(sketch_kernel<Key, 1>, blocks, 32 * kWarps, 0, stream, 1, params);
   }
