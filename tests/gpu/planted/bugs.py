@@ -55,7 +55,7 @@ BUGS = [
     Bug("parts-joined-to-the-next-item", "sm90/consumer.cuh",
         "const bool whole = Traits::kSkip || item.work.parts == 1;", "const bool whole = true;"),
     # A kernel that begins before the one before it has ended.
-    Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  if (waits) wait_for_kernels_before();\n", ""),
+    Bug("no-wait-for-kernels-before", "sm90/fwd.cuh", "  if (!in_step) wait_for_kernels_before();\n", ""),
     Bug("cut-does-not-wait-for-scores", "pages/cut.cu", "  if (params.scores) wait_for_kernels_before();\n", "",
         "pages"),
     # Skip lists: votes that are lost or that nobody may cast, a list brought up to date before the votes are in.
@@ -88,8 +88,8 @@ BUGS = [
     Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
         "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
     Bug("window-a-tile-late", "sm90/producer.cuh", "if (top_ - n >= kTiles) {", "if (top_ - n > kTiles) {", "pages"),
-    Bug("list-not-followed", "sm90/producer.cuh", "if (list_ && box.outer >= 0) box.outer = list_[box.outer];", "",
-        "pages"),
+    Bug("list-not-followed", "sm90/producer.cuh", "if (list_ && box.outer >= 0) box.outer = __ldcg(list_ + box.outer);",
+        "", "pages"),
     # A decode step in one call: lists that workers deal among themselves, kernels that begin before their turn, steps
     # without lists.
     Bug("run-a-tile-late", "sm90/page_scheduler.cuh", "    work.n_begin = tile_;\n",
@@ -100,15 +100,14 @@ BUGS = [
     Bug("last-page-taken-for-full", "sm90/page_scheduler.cuh", "count > 0 ? count * kPage - missing : 0",
         "count * kPage", "decode"),
     Bug("rows-without-keys-left-out", "sm90/page_scheduler.cuh",
-        "max(1, tiles_of(params_.step_lists.counts[list]))", "tiles_of(params_.step_lists.counts[list])", "decode"),
+        "max(1, tiles_of(count_of(list)))", "tiles_of(count_of(list))", "decode"),
     Bug("groups-of-many-lists-taken-for-one", "sm90/page_scheduler.cuh", "first = found * groups_of_lane * 32;",
         "first = found * 32;", "decode"),
     Bug("dense-step-walks-lists", "sm90/page_scheduler.cuh",
         "(params.step_lists.indices && *Plan::listed(params.plan))", "params.step_lists.indices", "decode"),
     Bug("lists-walked-for-an-eps-of-0", "ops.cu", "if (pages::may_leave_out(select)) params.step_lists = lists;",
         "params.step_lists = lists;", "decode"),
-    Bug("lists-not-waited-for", "sm90/fwd.cuh", "!Traits::kPageLists || listed || !params.in_step",
-        "!Traits::kPageLists || !params.in_step", "decode"),
+    Bug("lists-not-waited-for", "sm90/page_scheduler.cuh", "if (take == 1) wait_for_kernels_before();", "", "decode"),
     Bug("score-does-not-wait-for-sketches", "pages/score.cu", "    if (waits_) wait_for_kernels_before();\n", "",
         "decode"),
     Bug("every-step-without-lists", "pages/whole.cuh", "return params.listed && !*params.listed;",
