@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ class LayerEps:
 
     Attributes:
         model: the name of its directory.
-        target: the share of softmax mass that every layer may truly leave out.
+        target: the eps that was asked for, and the largest of any layer.
         texts: names of the files.
         context, positions: tokens of each text, and how many of them, the last ones, were decoded.
         eps: of each layer, by its index: 0 to below 1.
-        left_out: the true mass that each layer left out with these, on average over the texts.
     """
 
     model: str
@@ -36,11 +35,13 @@ class LayerEps:
     context: int
     positions: int
     eps: dict[int, float]
-    left_out: dict[int, float]
 
 
-def write_layer_eps(found: LayerEps, path: Path) -> None:
-    """Writes the file that `read_layer_eps` reads."""
+def write_layer_eps(found: LayerEps, path: Path, remarks: Sequence[str], layers: Mapping[int, str]) -> None:
+    """Writes the file that `read_layer_eps` reads.
+
+    `remarks` are comments at its head, a line each, and `layers` those of each layer: what was measured.
+    """
     head = {
         "model": found.model,
         "target": found.target,
@@ -49,9 +50,10 @@ def write_layer_eps(found: LayerEps, path: Path) -> None:
         "positions": found.positions,
     }
     # The strings and numbers of JSON are those of TOML.
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()]
+    lines = [f"# {remark}" for remark in remarks]
+    lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()]
     lines += ["", "[layers]"]
-    lines += [f"{layer} = {{ eps = {eps}, left_out = {found.left_out[layer]} }}" for layer, eps in found.eps.items()]
+    lines += [f"{layer} = {{ eps = {eps} }}  # {layers[layer]}" for layer, eps in found.eps.items()]
     path.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -112,7 +114,6 @@ def _found(document: dict[str, Any]) -> LayerEps:
         int(document["context"]),
         int(document["positions"]),
         {layer: _share(f"eps of layer {layer}", table["eps"]) for layer, table in layers.items()},
-        {layer: float(table["left_out"]) for layer, table in layers.items()},
     )
 
 

@@ -6,21 +6,31 @@ import pytest
 
 from lite_attention.layer_eps import LayerEps, check_layers, read_layer_eps, write_layer_eps
 
-FOUND = LayerEps(
-    'a "small" model', 0.1, ("code.txt", "näme\\.txt"), 8192, 2048, {0: 0.1, 3: 1e-05}, {0: 0.0, 3: 0.0991}
-)
+FOUND = LayerEps('a "small" model', 0.1, ("code.txt", "näme\\.txt"), 8192, 2048, {0: 0.1, 3: 1e-05})
+
+
+def write(path):
+    write_layer_eps(FOUND, path, ["all: 0.003 in 'näme'"], {0: "KL 0", 3: "KL 0.002"})
 
 
 def test_a_file_has_all_that_was_found_on_lines_to_read(tmp_path):
     path = tmp_path / "smol.toml"
-    write_layer_eps(FOUND, path)
+    write(path)
     assert read_layer_eps(path) == FOUND
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("# An eps for each layer") and "target = 0.1" in lines and "context = 8192" in lines
+    assert lines[0].startswith("# An eps for each layer") and lines[1] == "# all: 0.003 in 'näme'"
+    assert "target = 0.1" in lines and "context = 8192" in lines
     assert lines[lines.index("[layers]") + 1 :] == [
-        "0 = { eps = 0.1, left_out = 0.0 }",
-        "3 = { eps = 1e-05, left_out = 0.0991 }",
+        "0 = { eps = 0.1 }  # KL 0",
+        "3 = { eps = 1e-05 }  # KL 0.002",
     ]
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    path = tmp_path / "earlier.toml"
+    write(path)
+    path.write_text(path.read_text(encoding="utf-8").replace(" }", ", left_out = 0.0991 }"), encoding="utf-8")
+    assert "left_out" in path.read_text(encoding="utf-8") and read_layer_eps(path) == FOUND
 
 
 @pytest.mark.parametrize(
@@ -30,13 +40,13 @@ def test_a_file_has_all_that_was_found_on_lines_to_read(tmp_path):
         ("eps = 1e-05", 'eps = "0.1"', "eps of layer 3 is '0.1', not a number"),
         ("target = 0.1", "", "'target' is missing"),
         ("3 = {", "last = {", "invalid literal"),
-        ("0 = { eps = 0.1, left_out = 0.0 }\n3 = { eps = 1e-05, left_out = 0.0991 }", "", "there are no layers"),
+        ("0 = { eps = 0.1 }  # KL 0\n3 = { eps = 1e-05 }", "", "there are no layers"),
         ("[layers]", "[layers", ""),
     ],
 )
 def test_a_file_that_is_not_one_is_refused_with_its_name(before, after, reason, tmp_path):
     path = tmp_path / "other.toml"
-    write_layer_eps(FOUND, path)
+    write(path)
     text = path.read_text(encoding="utf-8")
     assert before in text
     path.write_text(text.replace(before, after), encoding="utf-8")

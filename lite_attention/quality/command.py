@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from lite_attention.bench.environment import environment
 from lite_attention.layer_eps import LayerEps, check_layers, read_layer_eps, write_layer_eps
+from lite_attention.quality.budgets import KNOWN, default_budget
 from lite_attention.quality.plan import PARTS, Plan
 from lite_attention.quality.setting import Setting
 
@@ -69,10 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="find an eps for each layer with which it truly leaves out --eps, write them as TOML, measure them too",
+        help="find an eps for each layer, at most --eps, by what its lists do to the model's output, write them as "
+        "TOML, measure them too",
     )
     by_layer.add_argument(
         "--layer-eps", type=Path, metavar="FILE", help="measure the eps of each layer in a file of --calibrate, too"
+    )
+    parser.add_argument(
+        "--calibrate-kl",
+        type=_nats,
+        metavar="X",
+        help="what lists in all layers may cost: KL divergence from dense attention, nats a token; default: by --eps, "
+        + ", ".join(f"{nats:g} at {eps:g}" for eps, nats in KNOWN),
     )
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     parser.add_argument(
@@ -90,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     The steps go through the functions that serve it: the kernels on a Hopper GPU, else the CPU path, which is for small
     models and short texts. Lists apply at any length here, as if min_context were 0. With --calibrate each layer gets
-    an eps of its own first, by what it truly leaves out of these texts.
+    an eps of its own first, by what its lists do to the model's output on these texts.
     """
     _check_extra()
     _check_calibrate(arguments)
@@ -102,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lite_attention.quality.picture import draw
     from lite_attention.quality.results import Run
     from lite_attention.quality.screen import Screen
-    from lite_attention.quality.table import markdown
+    from lite_attention.quality.table import calibration_remarks, markdown
     from lite_attention.quality.texts import read_texts, windows
 
     for path in (arguments.model / "config.json", *arguments.texts):
@@ -131,12 +141,13 @@ def run(arguments: argparse.Namespace) -> int:
                     list(windows(texts, tokenizer, plan.context, device)),
                     plan.positions,
                     plan.settings[0],
+                    arguments.calibrate_kl or default_budget(plan.settings[0].eps),
                     tell,
                 )
-                write_layer_eps(calibration.found, arguments.calibrate)
+                write_layer_eps(calibration.found, arguments.calibrate, *calibration_remarks(calibration))
                 screen.say(f"Written: {arguments.calibrate}")
-                if calibration.never:
-                    screen.say(_warning(calibration))
+                for line in _advice(calibration):
+                    screen.say(line)
                 found.calibration = calibration
                 plan = replace(plan, settings=(*plan.settings, _by_layer(plan.settings[0], calibration.found)))
             for _ in measure(plan, model, tokenizer, texts, found, tell):
@@ -183,6 +194,8 @@ def _plan(arguments: argparse.Namespace, most: int) -> Plan:
 def _check_calibrate(arguments: argparse.Namespace) -> None:
     """Refuses, before anything is loaded, what a calibration can't do."""
     if not arguments.calibrate:
+        if arguments.calibrate_kl:
+            raise SystemExit("--calibrate-kl: got no --calibrate with it; needs one, whose budget it is")
         return
     if len(arguments.eps) != 1 or arguments.eps[0] == 0:
         given = ",".join(f"{eps:g}" for eps in arguments.eps)
@@ -205,12 +218,19 @@ def _by_layer(setting: Setting, found: LayerEps) -> Setting:
     return replace(setting, layer_eps=tuple(found.eps.items()))
 
 
-def _warning(calibration: Calibration) -> str:
-    found, layers = calibration.found, ", ".join(map(str, calibration.never))
-    return (
-        f"Warning: layers {layers} leave out more than {found.target:g} with every eps that was tried; they have the "
-        f"smallest, {found.eps[calibration.never[0]]:.4g}. They may do better in --dense-layers."
-    )
+def _advice(calibration: Calibration) -> list[str]:
+    lines = []
+    if calibration.over:
+        lines.append(
+            f"Warning: together the layers cost more than {calibration.budget:.4g} nats a token in "
+            f"{', '.join(calibration.over)}. A smaller --calibrate-kl may help."
+        )
+    dense = [str(layer) for layer, eps in calibration.found.eps.items() if eps == 0]
+    if dense:
+        lines.append(
+            f"Layers {', '.join(dense)} have an eps of 0. In dense_layers they read as much and keep no sketches."
+        )
+    return lines
 
 
 def _check_extra() -> None:
@@ -240,6 +260,16 @@ def _eps(text: str) -> float:
     if not 0 <= eps < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; needs numbers from 0, which lists everything, to below 1")
     return eps
+
+
+def _nats(text: str) -> float:
+    try:
+        nats = float(text)
+    except ValueError:
+        nats = 0.0
+    if not 0 < nats < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; needs a number above 0")
+    return nats
 
 
 def _part(text: str) -> str:

@@ -6,7 +6,7 @@ prefilled densely, once for all settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,7 @@ def measure_loss(
                 nll.mean().exp().item(),
                 ratio - 1,
                 ratio * (change.var(correction=0) / positions).sqrt().item(),
-                _each(_divergence, logits, dense).mean().item(),
+                divergences(logits, dense).mean().item(),
                 _each(_same_first, logits, dense).mean().item(),
                 tally.total(),
                 tally.layers(),
@@ -101,7 +101,12 @@ def replay(decoder: Decoder, start: int, given: Tensor, setting: Setting, tally:
         yield decoder.decode([0], part[None], setting, tally)[0]
 
 
-def _each(measure: Callable[[Tensor, Tensor], Tensor], logits: list[Tensor], others: Sequence[Tensor]) -> Tensor:
+def divergences(logits: Iterable[Tensor], dense: Iterable[Tensor]) -> Tensor:
+    """KL divergence in nats of what `logits` say from what `dense` ones say, float64 (positions,)."""
+    return _each(_divergence, logits, dense)
+
+
+def _each(measure: Callable[[Tensor, Tensor], Tensor], logits: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
     """float64 (positions,)."""
     return torch.cat([measure(a, b) for a, b in zip(logits, others, strict=True)]).double()
 
@@ -111,7 +116,6 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _divergence(logits: Tensor, dense: Tensor) -> Tensor:
-    """KL divergence of what `logits` say from what `dense` logits say, (n,)."""
     here, there = (x.float().log_softmax(-1) for x in (logits, dense))
     return (there.exp() * (there - here)).sum(-1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from lite_attention.quality.budgets import Rung
 from lite_attention.quality.calibrate import Calibration
 from lite_attention.quality.results import Run
 
@@ -18,6 +19,7 @@ def tables(run: Run) -> list[Table]:
     found: list[Table] = []
     if run.calibration:
         found.append((CALIBRATION, CALIBRATION_HEADER, _calibration(run.calibration)))
+        found.append((TOGETHER, TOGETHER_HEADER, _together(run.calibration)))
     if run.loss:
         found.append((LOSS, LOSS_HEADER, _loss(run)))
     if run.retrieval:
@@ -28,10 +30,16 @@ def tables(run: Run) -> list[Table]:
 
 
 CALIBRATION = (
-    "An eps for each layer, and the softmax mass that is truly left out with the target as eps of all layers, and with "
-    "each layer's own."
+    "An eps for each layer. KL is what lists in this layer alone cost, with the target as its eps and with its own, in "
+    "nats a token beyond rounding, of the text where it is most, with its standard error. Read is bytes over those of "
+    "dense attention, and left out true softmax mass, with its own."
 )
-CALIBRATION_HEADER = ["layer", "eps", "left out at the target", "left out"]
+CALIBRATION_HEADER = ["layer", "eps", "KL at the target", "KL", "read", "left out"]
+TOGETHER = (
+    "Lists in all layers together, with the target as eps and with each layer's own. KL has what rounding alone makes, "
+    "which lists of everything show; the sum is of the layers alone, without it."
+)
+TOGETHER_HEADER = ["text", "read at the target", "KL at the target", "read", "KL", "sum", "budget", "rounding"]
 LOSS = (
     "Loss of teacher-forced steps; the change has its standard error. Read is bytes of listed pages and sketches over "
     "those of all pages. Left out is softmax mass, as the lists estimate it and truly; over eps is the share of steps "
@@ -57,11 +65,58 @@ GENERATION = (
 )
 
 
+def calibration_remarks(calibration: Calibration) -> tuple[list[str], dict[int, str]]:
+    """Comments of the file, at its head and of each layer."""
+    head = [
+        f"KL: divergence of next-token distributions from those of dense attention, nats a token; budget "
+        f"{calibration.budget:.4g}.",
+        "Of a layer: with lists in it alone, in the text where it is most. Read: bytes over those of dense attention.",
+    ]
+    head += [
+        f"All layers together, {one.text!r}: KL {one.divergence:.4f} ± {one.error:.4f}, of which rounding "
+        f"{one.rounding:.4f}; read {one.read:.3f}."
+        for one in calibration.together
+    ]
+    layers = {}
+    for layer, rung in calibration.chosen.items():
+        layers[layer] = f"KL {_most(rung)}, read {rung.read:.3f}"
+        if rung != calibration.at_target[layer]:
+            layers[layer] += f"; at the target KL {_most(calibration.at_target[layer])}"
+    return head, layers
+
+
+def _most(rung: Rung) -> str:
+    divergence, error = rung.most
+    return f"{divergence:.5f} ± {error:.5f}" if rung.eps else "0"
+
+
 def _calibration(calibration: Calibration) -> list[list[str]]:
-    found = calibration.found
     return [
-        [str(layer), f"{eps:.4g}", f"{calibration.before[layer]:.4f}", f"{found.left_out[layer]:.4f}"]
-        for layer, eps in found.eps.items()
+        [
+            str(layer),
+            f"{rung.eps:.4g}",
+            _most(calibration.at_target[layer]),
+            _most(rung),
+            f"{rung.read:.3f}",
+            f"{rung.left_out:.4f}",
+        ]
+        for layer, rung in calibration.chosen.items()
+    ]
+
+
+def _together(calibration: Calibration) -> list[list[str]]:
+    return [
+        [
+            one.text,
+            f"{one.read_at_target:.3f}",
+            f"{one.at_target:.4f}",
+            f"{one.read:.3f}",
+            f"{one.divergence:.4f} ± {one.error:.4f}",
+            f"{one.alone:.4f}",
+            f"{calibration.budget:.4g}",
+            f"{one.rounding:.4f}",
+        ]
+        for one in calibration.together
     ]
 
 

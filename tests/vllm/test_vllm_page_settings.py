@@ -87,7 +87,8 @@ def test_an_eps_for_each_layer_by_mapping_json_or_file(tmp_path):
     from lite_attention.layer_eps import LayerEps, write_layer_eps
 
     layers = {0: 0.05, 2: 0.0}
-    write_layer_eps(LayerEps("model", 0.1, ("text",), 8192, 2048, layers, {0: 0.1, 2: 0.0}), tmp_path / "own.toml")
+    found = LayerEps("model", 0.1, ("text",), 8192, 2048, layers)
+    write_layer_eps(found, tmp_path / "own.toml", ["of a test"], {0: "KL 0.001", 2: "KL 0"})
     for settings in (
         resolve({"layer_eps": layers}),
         resolve(layer_eps='{"0": 0.05, "2": 0}'),
