@@ -144,7 +144,7 @@ def test_it_is_the_three_calls(head_dim, group, batch, dtype):
 def test_lists_that_are_split_over_many_workers(k_lens, head_dim, q_len, fp8, planned):
     step = Step([q_len] * len(k_lens), k_lens, head_dim=head_dim, fp8=fp8, sharp=0.5)
     expected, metadata = step.select(), step.plan() if planned else None
-    assert 100 < int(expected.counts.max()) < 2500
+    assert 100 < int(expected.counts[0].min()) < 2500  # of as many pages: several query tokens need nearly all
     results = [step.decode(lists=hostile_lists(step), scheduler_metadata=metadata) for _ in range(3)]
     for out, lse, lists in results:
         same_lists(lists, expected)
