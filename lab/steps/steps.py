@@ -10,7 +10,10 @@ rows = {r.name: r for r in ROWS}
 def shape(b, t, h, hk, d): return Shape((1,)*b, (t,)*b, h, hk, d, causal=True, layout="paged", page_size=16, planned=True)
 work = [(n, rows[n].shape, rows[n].skip) for n in ("pages-step-b1-128k", "pages-step-b8-128k", "pages-step-b64-32k", "pages-short-b64-4k")]
 work += [("qwen-b128-28k", shape(128, 28672, 14, 2, 64), NeededPages(0.2)), ("llama-b24-32k", shape(24, 32768, 32, 8, 128), NeededPages(0.15)), ("b1-32k", shape(1, 32768, 32, 8, 128), NeededPages(0.1))]
-flush = torch.zeros(1 << 28, device="cuda"); total = torch.zeros((), device="cuda")
+import os
+flush = torch.zeros(1 << int(os.environ.get("FLUSH", "28")), device="cuda"); total = torch.zeros((), device="cuda")
+import os
+if os.environ.get("ONLY"): work = [w for w in work if w[0] in os.environ["ONLY"].split()]
 for name, s, plan in work:
     inputs = make_inputs(s, torch.device("cuda"), 0)
     step = plan.prepare(inputs, 0)

@@ -178,3 +178,56 @@ def quad(base, commit, python):
         ),
     ]  # fmt: skip
     return times + kernels[:1] + soaks + [llama] + kernels[1:] + vllm_tests[1:] + qualities
+
+
+def now(base, commit, python):
+    """The kernels of a decode step in one op: the suite, its table, vLLM's tests, code through vLLM."""
+    jobs = {job["name"]: job for job in quad(base, commit, python)}
+    fa3 = f"{base}/site/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"
+    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
+    only = " ".join(f"--only '{row}'" for row in ("decode-*", "pages-*", "fp8-*", "mixed-*", "varlen-*", "prefill-*"))
+    suite = dict(
+        name="suite", gpus=(0, 1, 2, 3), alone=True, needs=(base / "kernels",), env=plain, expect=60, limit=130,
+        command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts kernels --gpus 0,1,2,3 --lanes 1 "
+        "--seconds $((LIMIT - 6)) --job-seconds $((LIMIT - 6))",
+    )  # fmt: skip
+    table = dict(
+        name="table", gpus=(0,), alone=True, needs=(base / "prepared",), env=plain, expect=100, limit=140, after=("suite",),
+        command=f"{python} -m lite_attention.bench --peers fa3 --fa3 {fa3} --repetitions 20 --commit {commit} --out $O/decode {only}",
+    )  # fmt: skip
+    picked = [suite, table]
+    for name, gpus, after in (
+        ("test-llama", (1,), ("suite",)), ("code-lite", (2,), ("suite",)), ("code-flash", (3,), ("suite",)),
+        ("test-smollm2", (2,), ("code-lite",)), ("test-lists", (3,), ("code-flash",)),
+        ("test-fp8", (0,), ("table",)), ("test-isolation", (1, 2), ("test-llama", "test-smollm2")),
+    ):  # fmt: skip
+        picked.append(jobs[name] | dict(gpus=gpus, after=after))
+    smol = base / "models/SmolLM2-135M-Instruct"
+    texts = f"{base}/texts/code.txt {base}/texts/docs.txt {base}/texts/essays.txt"
+    picked.append(
+        dict(
+            name="q-calibrate", gpus=(0,), needs=(base / "warm", smol / "config.json"), after=("table",), expect=60, limit=200,
+            command=f"q='{python} -m lite_attention.quality {smol} {texts} --commit {commit} --context 8192 --positions 1024 --only loss'; "
+            "$q --eps 0.1 --calibrate $O/smol-0.1.toml --out $O/calibrate-0.1; "
+            "$q --eps 0.02 --calibrate $O/smol-0.02.toml --out $O/calibrate-0.02",
+        )  # fmt: skip
+    )
+    return picked
+
+
+_now = now
+
+
+def now(base, commit, python):  # noqa: F811
+    jobs = _now(base, commit, python)
+    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
+    count = os.cpu_count() or 64
+    jobs.append(
+        dict(
+            name="sanitized-pages", gpus=(0,), needs=(base / "kernels",), env=plain, expect=120, limit=190, least=60,
+            after=("table",), cores=f"{max(0, count - 26)}-{count - 1}",
+            command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts memcheck,racecheck,synccheck "
+            "--gpus 0,0,0,0 --lanes 5 --seconds $((LIMIT - 8)) --job-seconds $((LIMIT - 8)) -k page",
+        )  # fmt: skip
+    )
+    return jobs
