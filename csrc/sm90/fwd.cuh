@@ -12,15 +12,29 @@
 
 namespace lite_attention::sm90 {
 
-// Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to run on
-// would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of the kernel.
+// By one warp, for all of the block.
 template <class Traits>
-__device__ void trap_at_foreign_plan(const FwdParams& params) {
-  const PlanHeader& plan = *Plan(params.plan).header;
-  if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
-      plan.num_workers != Cluster<Traits::kCluster>::workers()) {
-    __trap();
+__device__ void init_barriers(const FwdParams& params, typename Traits::SharedStorage& smem) {
+  constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
+  const int lane = threadIdx.x % 32;
+  auto init = [&](auto& barriers, int arrivals) {
+    if (lane < int(sizeof(barriers) / sizeof(barriers[0]))) barriers[lane].init(arrivals);
+  };
+  init(smem.q_full, 1);
+  init(smem.q_empty, 4);  // warps
+  init(smem.k_full, Traits::kConvertsKeys ? Traits::kConverterWarps : load_warps<Traits>(params));
+  init(smem.k_empty, kConsumerWarps * Traits::kCluster);
+  init(smem.v_full, Traits::kConverterWarps > 0 ? Traits::kConverterWarps : load_warps<Traits>(params));
+  init(smem.v_empty, kConsumerWarps * Traits::kCluster);
+  init(smem.work_full, 1);
+  init(smem.work_empty, (kConsumerWarps + Traits::kConverterWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
+  if (lane == 0) {
+    smem.work_wanted.init(1);
+    if constexpr (Traits::kSkip) ListKeeper<Traits>::init(smem);
+    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(params, smem);
   }
+  cutlass::arch::fence_barrier_init();
+  __syncwarp();
 }
 
 template <class Traits>
@@ -29,40 +43,19 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
   auto& smem =
       *reinterpret_cast<typename Traits::SharedStorage*>((reinterpret_cast<uintptr_t>(raw_smem) + 1023) / 1024 * 1024);
 
-  if (threadIdx.x == 0) {
+  // By a consumer warp: a decode step's producers look for their first item meanwhile.
+  if (threadIdx.x / 32 == Traits::kProducerWarps) init_barriers<Traits>(params, smem);
+  if (threadIdx.x == 64) {
     for (const CUtensorMap* map : {&params.map_q, &params.map_k, &params.map_v}) {
       prefetch_tma_descriptor(reinterpret_cast<const TmaDescriptor*>(map));
     }
-    constexpr int kConsumerWarps = Traits::kConsumerThreads / 32;
-    for (int warpgroup = 0; warpgroup < Traits::kConsumerWarpgroups; ++warpgroup) {
-      smem.q_full[warpgroup].init(1);
-      smem.q_empty[warpgroup].init(4);  // warps
-    }
-    const int k_warps = Traits::kConvertsKeys ? Traits::kConverterWarps : load_warps<Traits>(params);
-    const int v_warps = Traits::kConverterWarps > 0 ? Traits::kConverterWarps : load_warps<Traits>(params);
-    for (int stage = 0; stage < Traits::kKeyStages; ++stage) {
-      smem.k_full[stage].init(k_warps);
-      smem.k_empty[stage].init(kConsumerWarps * Traits::kCluster);
-      if (stage >= Traits::kStages) continue;
-      smem.v_full[stage].init(v_warps);
-      smem.v_empty[stage].init(kConsumerWarps * Traits::kCluster);
-    }
-    for (int stage = 0; stage < Traits::kWorkStages; ++stage) {
-      smem.work_full[stage].init(1);
-      smem.work_empty[stage].init(
-          (kConsumerWarps + Traits::kConverterWarps + Traits::kProducerWarps) * Traits::kCluster - 1);
-    }
-    smem.work_wanted.init(1);
-    if constexpr (Traits::kSkip) ListKeeper<Traits>::init(smem);
-    if constexpr (Traits::kConverterWarps > 0) Converter<Traits>::init(params, smem);
-    cutlass::arch::fence_barrier_init();
   }
   if (!Traits::kMoveRegisters && threadIdx.x == 32) Plan::prefetch(params.plan, params.num_workers, blockIdx.x);
   // In a decode step the planning warp waits, if at all, for lists (page_scheduler.cuh); all else is there.
   const bool listed = walks_lists<Traits>(params), in_step = Traits::kPageLists && params.in_step;
   if (!in_step) wait_for_kernels_before();
   let_next_kernel_wait();
-  Cluster<Traits::kCluster>::sync();
+  if constexpr (Traits::kMoveRegisters) Cluster<Traits::kCluster>::sync();
 
   const int warpgroup = cutlass::canonical_warp_group_idx();
   if (Traits::kConverterWarps > 0 && warpgroup > Traits::kConsumerWarpgroups) {
@@ -72,11 +65,13 @@ __global__ __launch_bounds__(Traits::kThreads, 1) void fwd_kernel(const __grid_c
     }
   } else if (warpgroup == 0) {
     if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    // Nothing waits for this thread's look at the plan: the first warp reads it at the same time.
-    if (threadIdx.x == 96) trap_at_foreign_plan<Traits>(params);
     produce<Traits>(params, smem, cutlass::canonical_warp_idx_sync(), listed);
   } else {
-    if constexpr (Traits::kMoveRegisters) cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    if constexpr (Traits::kMoveRegisters) {
+      cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    } else {
+      Cluster<Traits::kCluster>::sync();
+    }
     Consumer<Traits>(params, smem).run();
   }
   // Until here others may arrive at this block's barriers.

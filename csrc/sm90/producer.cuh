@@ -337,6 +337,17 @@ class Planner {
   ListKeeper<Traits> keeper_;
 };
 
+// Metadata made for other heads, head_dim or max_seqlen_q than this call's. Only the device can see it, and to run on
+// would be silent garbage; a message would be a function call, which makes ptxas serialise every wgmma of the kernel.
+template <class Traits>
+__device__ void trap_at_foreign_plan(const FwdParams& params) {
+  const PlanHeader& plan = *Plan(params.plan).header;
+  if (plan.block_m != Traits::kBlockM || plan.block_n != Traits::kBlockN || plan.pack != params.packing.pack ||
+      plan.num_workers != Cluster<Traits::kCluster>::workers()) {
+    __trap();
+  }
+}
+
 template <class Traits>
 __device__ void produce(const FwdParams& params, typename Traits::SharedStorage& smem, int warp, bool listed) {
   const Job<Traits> job(params, warp);
@@ -351,20 +362,25 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
   Ring<Traits::kLoadStages> ring;
   QueryLoader<Traits> queries;
   ListReader<Traits> lists(smem);
-  // The next item, where this warp has it already. The first one is found by code of its own, and told to the others
-  // when its first keys have been asked for.
+  // The next item, where this warp has it already. The first one is found by code of its own, before there are barriers
+  // where all is started so, and told to the others when its first keys have been asked for.
   Work next;
   bool planned = false, unsaid = false;
   if constexpr (!Traits::kSkip) {
     if (planner.started()) {
       next = planner.start();
       planned = true;
-      unsaid = job.plans;
-      if (!job.plans) ring_work.pass();
-    } else if (Traits::kPageLists && job.plans) {
-      next = planner.next(ring_work, true);
-      planned = true;
     }
+  }
+  if constexpr (!Traits::kMoveRegisters) Cluster<Traits::kCluster>::sync();
+  // Nothing waits for this thread's look at the plan: the first warp reads it at the same time.
+  if (threadIdx.x == 96) trap_at_foreign_plan<Traits>(params);
+  if (planned) {
+    unsaid = job.plans;
+    if (!job.plans) ring_work.pass();
+  } else if (Traits::kPageLists && job.plans) {
+    next = planner.next(ring_work, true);
+    planned = true;
   }
   auto say = [&](const Work& work) {
     if (unsaid) planner.say(ring_work, work);
