@@ -12,8 +12,8 @@
 // block therefore has what all have counted, sent there by the others, and decides for itself. What a message says of
 // one round is read before any block can send that of the next, as it needs a later message of this one first.
 //
-// Nearly all of it runs once, and an instruction that runs once takes about ten clocks, which is what fetching it
-// takes. So few loops are unrolled.
+// Nearly all of it runs once, at ten clocks an instruction, presumably what fetching it takes. So few loops are
+// unrolled.
 #include <cooperative_groups.h>
 #include <cuda_pipeline.h>
 

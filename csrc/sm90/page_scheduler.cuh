@@ -29,7 +29,7 @@ class PageScheduler {
  public:
   __device__ PageScheduler(const FwdParams& params, int worker) : params_(params), worker_(worker) {}
 
-  // Waits for the lists. What runs once is slow, as its instructions come from memory one after the other: so it is
+  // Waits for the lists. What runs for the first time is slow, presumably as its instructions are to be fetched: so it is
   // rehearsed, on whatever is there, while the lists are made.
   __device__ Work first() {
     Work work;
