@@ -29,8 +29,8 @@ class PageScheduler {
  public:
   __device__ PageScheduler(const FwdParams& params, int worker) : params_(params), worker_(worker) {}
 
-  // Waits for the lists. What runs for the first time is slow, presumably as its instructions are to be fetched: so it is
-  // rehearsed, on whatever is there, while the lists are made.
+  // Waits for the lists. What runs for the first time is slow, presumably as its instructions are to be fetched: so it
+  // is rehearsed, on whatever is there, while the lists are made.
   __device__ Work first() {
     Work work;
 #pragma unroll 1
