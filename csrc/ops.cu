@@ -439,26 +439,34 @@ PageLists page_lists(const Call& call, const Tensor& indices, const Tensor& coun
   return lists;
 }
 
+// Decode over pages, in a step or over lists that there are.
+Call page_call(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& out, const Tensor& lse,
+               const Tensor& cu_seqlens_q, const Tensor& seqused_k, const Tensor& block_table, int64_t max_seqlen_q,
+               double softmax_scale, const OptionalTensor& sinks, int64_t num_splits) {
+  return {q,
+          k_cache,
+          v_cache,
+          out,
+          lse,
+          cu_seqlens_q,
+          std::nullopt,
+          seqused_k,
+          block_table,
+          std::nullopt,
+          max_seqlen_q,
+          block_table.size(1) * k_cache.size(1),
+          softmax_scale,
+          -1,
+          0,
+          sinks,
+          num_splits == 1};
+}
+
 void page_attend(Tensor q, Tensor k_cache, Tensor v_cache, Tensor out, Tensor lse, Tensor indices, Tensor counts,
                  Tensor cu_seqlens_q, Tensor seqused_k, Tensor block_table, int64_t max_seqlen_q, double softmax_scale,
                  OptionalTensor sinks, OptionalTensor k_descale, OptionalTensor v_descale, int64_t num_splits) {
-  const Call call{q,
-                  k_cache,
-                  v_cache,
-                  out,
-                  lse,
-                  cu_seqlens_q,
-                  std::nullopt,
-                  seqused_k,
-                  block_table,
-                  std::nullopt,
-                  max_seqlen_q,
-                  block_table.size(1) * k_cache.size(1),
-                  softmax_scale,
-                  -1,
-                  0,
-                  sinks,
-                  num_splits == 1};
+  const Call call = page_call(q, k_cache, v_cache, out, lse, cu_seqlens_q, seqused_k, block_table, max_seqlen_q,
+                              softmax_scale, sinks, num_splits);
   call.check();
   if (call.empty()) return;
   torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
@@ -473,23 +481,9 @@ void page_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor sketch, Option
                  Tensor block_table, OptionalTensor k_descale, OptionalTensor v_descale, int64_t max_seqlen_q,
                  double softmax_scale, double eps, int64_t min_context, int64_t newest, OptionalTensor whole,
                  OptionalTensor sinks, OptionalTensor scheduler_metadata, int64_t num_splits) {
-  Call call{q,
-            k_cache,
-            v_cache,
-            out,
-            lse,
-            cu_seqlens_q,
-            std::nullopt,
-            seqused_k,
-            block_table,
-            scheduler_metadata,
-            max_seqlen_q,
-            block_table.size(1) * k_cache.size(1),
-            softmax_scale,
-            -1,
-            0,
-            sinks,
-            num_splits == 1};
+  Call call = page_call(q, k_cache, v_cache, out, lse, cu_seqlens_q, seqused_k, block_table, max_seqlen_q,
+                        softmax_scale, sinks, num_splits);
+  call.scheduler_metadata = scheduler_metadata;
   call.check();
   const int device = q.get_device_index();
   const pages::SelectArgs args{sketch,        bits,      indices,     counts,    left_out,

@@ -51,6 +51,11 @@ struct Packing {
   int tokens_per_tile = 0;       // tokens_per_warpgroup * warpgroups of all blocks of a cluster
   int head_tiles = 0;            // num_heads / pack, of one KV head where lists are of KV heads
   int heads_per_kv = 1;          // num_heads / num_heads_k
+
+  // Without a division where a pack has all heads of a KV head, as a rule in decode.
+  __device__ int kv_head(int head_tile) const {
+    return pack == heads_per_kv ? head_tile : head_tile * pack / heads_per_kv;
+  }
 };
 
 // What happens to a scaled score before the softmax: softcap * tanh(score / softcap), then ALiBi's

@@ -12,7 +12,7 @@ class Descales {
  public:
   __device__ Descales(const FwdParams& params, const Work& work) {
     if constexpr (Traits::kConverterWarps > 0) {
-      const int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
+      const int kv_head = params.packing.kv_head(work.head_tile);
       scores_ = load(params.k_descale, work.batch, kv_head);
       if constexpr (sizeof(typename Traits::Query) == 1) scores_ *= load(params.q_descale, work.batch, kv_head);
       values_ = load(params.v_descale, work.batch, kv_head);

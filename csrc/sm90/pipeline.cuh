@@ -36,7 +36,10 @@ class WorkRing {
 
   __device__ void put(const Work& work) {
     smem_.work_empty[ring_.stage].wait(ring_.phase ^ 1);
-    const int lane = threadIdx.x % 32;
+    // Not known before it is asked for: else the word is found ahead of the loop that ends up here, in the way of its
+    // first loads.
+    int lane = threadIdx.x % 32;
+    asm volatile("" : "+r"(lane));
     int words[kWords], word = 0;
     memcpy(words, &work, sizeof(Work));
 #pragma unroll

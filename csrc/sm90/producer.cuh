@@ -138,28 +138,26 @@ class TileLoader {
 };
 
 // The boxes of the tiles of one item, looked up by windows: a lane finds one box, all lanes those of as many tiles as
-// that makes, and shuffles bring them to the lanes that load. While one window is used the numbers of the next are
-// under way, and the list of the one after it: of one tile they would take as long as the tile.
+// that makes, and shuffles bring them to the lanes that load. While one window is used the next is looked up, its list
+// with one tile and its numbers with another: of one tile they would take as long as the tile, and what is done before
+// the first is asked for makes all wait.
 template <class Traits>
 class Window {
   static constexpr int kBoxes = Traits::kBlockN / 16, kTiles = 32 / kBoxes;  // as many as there are for small pages
+  static_assert(kTiles > 2, "the next window is there when it is needed");
 
  public:
   __device__ Window(const TileLoader<Traits>& loader, const Work& work)
-      : loader_(loader), n_begin_(work.n_begin), top_(work.n_end - 1) {
-    const Box now = loader.listed(place(0)), next = loader.listed(place(1));
-    later_ = loader.listed(place(2));
-    now_ = loader.numbered(now);
-    next_ = loader.numbered(next);
-  }
+      : loader_(loader), n_begin_(work.n_begin), top_(work.n_end - 1), now_(loader.numbered(loader.listed(place(0)))) {}
 
   // This lane's box of tile n. Tiles are asked for one by one, from the last to the first.
   __device__ Box at(int n, int) {
-    if (top_ - n >= kTiles) {
+    const int used = top_ - n;
+    if (used == 1) listed_ = loader_.listed(place(1));
+    if (used == 2) next_ = loader_.numbered(listed_);
+    if (used == kTiles) {
       top_ -= kTiles;
       now_ = next_;
-      next_ = loader_.numbered(later_);
-      later_ = loader_.listed(place(2));
     }
     const int lane = (top_ - n) * kBoxes + loader_.box();
     return {__shfl_sync(~0u, now_.outer, lane), __shfl_sync(~0u, now_.row, lane)};
@@ -175,7 +173,7 @@ class Window {
   const TileLoader<Traits>& loader_;
   const int n_begin_;
   int top_;  // the window's last tile
-  Box now_, next_, later_;
+  Box now_, listed_, next_;
 };
 
 // The same by single tiles, one ahead: for walks that leave tiles out, tiles with much to compute, and producers with
@@ -315,7 +313,7 @@ class Planner {
   __device__ bool started() const { return scheduler_.started(); }
   __device__ Work start() {
     ++items_;
-    return scheduler_.next();
+    return scheduler_.start();
   }
   __device__ void say(WorkRing<Traits>& ring_work, const Work& work) const { ring_work.put(work); }
   // After the last item.
@@ -381,9 +379,13 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
       planned = true;
     }
   };
-  while (true) {
+  // What runs for the first time is slow: while lists are made, loaders rehearse on an item that has no tiles.
+  for (bool rehearse = Traits::kPageLists && listed && !planned;; rehearse = false) {
     Work work;
-    if (!Traits::kSkip && planned) {
+    if (rehearse) {
+      work = {};
+      work.parts = 1;
+    } else if (!Traits::kSkip && planned) {
       work = next;
       planned = false;
     } else if (!Traits::kSkip && job.plans) {
@@ -392,7 +394,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
       work = ring_work.get();
       ring_work.release();
     }
-    const bool empty = work.n_begin >= work.n_end;
+    const bool empty = work.n_begin >= work.n_end && !rehearse;
     if (empty || !job.loads_k) say(work);
     if (work.parts == 0) break;
     if (empty) {
@@ -401,7 +403,7 @@ __device__ void produce(const FwdParams& params, typename Traits::SharedStorage&
     }
     if (job.loads_q) queries.load(params, smem, work);
     if (job.loads_k || job.loads_v) {
-      int kv_head = work.head_tile * params.packing.pack / params.packing.heads_per_kv;
+      const int kv_head = params.packing.kv_head(work.head_tile);
       TileLoader<Traits> loader(params, job.loads_v ? params.map_v : params.map_k, work, kv_head, job.part, listed);
       auto walk = lists.walk(work);
       job.loads_v ? produce_tiles<Traits>(

@@ -27,6 +27,13 @@ class Scheduler {
   // Whether the first item is in every warp's Start.
   __device__ bool started() const { return kStarts && start_.valid; }
 
+  // That item, instead of the first `next`: by less code, as all wait for it.
+  __device__ Work start() {
+    if (position_ >= end_) return {};
+    second_ = true;
+    return started_item(start_.items[0]);
+  }
+
   __device__ Work next() {
     const Plan plan(params_.plan);
     Work work{};
@@ -39,25 +46,30 @@ class Scheduler {
       leave(plan);
       return work;
     }
-    const Lengths& lengths = params_.lengths;
-    if (kStarts && !takes_ && given_ < Start::kItems) {
-      work = given_++ == 0 ? start_.items[0] : start_.items[1];
-      position_ += max(1, work.n_end - work.n_begin);
-      if (!lengths.cu_seqlens_q) work.seq.q_begin = 0;
-      work.seq.k_begin = lengths.cu_seqlens_k ? lengths.cu_seqlens_k[work.batch] : 0;  // a plan may not know it
-      return work;
+    if (kStarts && second_) {
+      second_ = false;
+      return started_item(start_.items[1]);
     }
     if (kWhole || takes_) {
       next_whole(plan, work);
     } else {
       next_run(plan, work);
     }
-    work.seq = Sequence::load(lengths, work.batch);
-    work.to_call(lengths.lists, params_.packing);
+    work.seq = Sequence::load(params_.lengths, work.batch);
+    work.to_call(params_.lengths.lists, params_.packing);
     return work;
   }
 
  private:
+  // One of the run's, with what a plan may not know.
+  __device__ Work started_item(Work work) {
+    const Lengths& lengths = params_.lengths;
+    position_ += max(1, work.n_end - work.n_begin);
+    if (!lengths.cu_seqlens_q) work.seq.q_begin = 0;
+    work.seq.k_begin = lengths.cu_seqlens_k ? lengths.cu_seqlens_k[work.batch] : 0;
+    return work;
+  }
+
   // Heads outermost: the workers at one time share one or a few heads' K and V, which then stay in L2. The last
   // heads are walked side by side, longest entries first, so that the last items to be taken are short and all workers
   // end together.
@@ -105,7 +117,6 @@ class Scheduler {
 
   __device__ void begin_run(const Plan& plan) {
     if (kStarts && start_.valid) {
-      given_ = 0;
       position_ = start_.position;
       end_ = start_.end;
       entry_ = start_.entry;
@@ -170,7 +181,7 @@ class Scheduler {
   int64_t head_begin_ = 0;  // where the head begins that is streamed now, the `place_`th of its column
   int place_ = 0, entry_ = 0;
   Start start_{};
-  int given_ = Start::kItems;  // of its items
+  bool second_ = false;  // of its items is the next one
   const bool ahead_;
   bool takes_ = false;  // items one by one, and is through with its run
 };

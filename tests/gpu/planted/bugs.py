@@ -43,6 +43,7 @@ BUGS = [
         "      smem_.v_full[ring_v_.stage].wait(ring_v_.phase);\n"
         "      release(smem_.v_empty[ring_v_.stage]);\n"
         "      auto release_v = [&]() { ring_v_.advance(); };\n"),
+    Bug("second-item-left-out", "sm90/scheduler.cuh", "    second_ = true;\n", ""),
     Bug("parts-not-counted-anew", "sm90/epilogue.cuh",
         "      if (last) *arrivals = 0;  // for the next launch under the same plan\n", ""),
     # Arithmetic between tiles, and between items.
@@ -87,7 +88,9 @@ BUGS = [
     Bug("pages-of-other-blocks-not-waited-for", "pages/cut.cu", "    found_.wait();\n", "", "pages"),
     Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
         "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
-    Bug("window-a-tile-late", "sm90/producer.cuh", "if (top_ - n >= kTiles) {", "if (top_ - n > kTiles) {", "pages"),
+    Bug("window-a-tile-late", "sm90/producer.cuh", "if (used == kTiles) {", "if (used == kTiles + 1) {", "pages"),
+    Bug("window-twice", "sm90/producer.cuh", "listed_ = loader_.listed(place(1));",
+        "listed_ = loader_.listed(place(0));", "pages"),
     Bug("list-not-followed", "sm90/producer.cuh", "if (list_ && box.outer >= 0) box.outer = __ldcg(list_ + box.outer);",
         "", "pages"),
     # A decode step in one call: lists that workers deal among themselves, kernels that begin before their turn, steps
