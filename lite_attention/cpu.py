@@ -29,10 +29,15 @@ KEYS_AT_ONCE = 1 << 16  # copied from pages for one call
 
 def run(problem: Problem) -> None:
     """Computes `problem` into its `out` and `lse`."""
+    run_sequences(problem, list(problem.sequences()))
+
+
+def run_sequences(problem: Problem, sequences: list[Sequence]) -> None:
+    """Computes these sequences of `problem`."""
     if problem.softcap > 0:  # which the fused kernel lacks
-        reference.run(problem)
+        for sequence in sequences:
+            reference.run_sequence(problem, sequence)
         return
-    sequences = list(problem.sequences())
     together = problem.paged and problem.window_left < 0 and problem.alibi_slopes is None
     padded = defaultdict(list)
     for sequence in sequences:

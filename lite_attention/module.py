@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lite_attention import ops
 from lite_attention.checks import Problem, check_inference, prepare, wrong
+from lite_attention.skip.checks import check_features
 from lite_attention.skip.interface import attend
 from lite_attention.skip.ranges import Ranges
 from lite_attention.skip.saved import FOLDER, Saved, read_all
@@ -138,6 +139,7 @@ class LiteAttention(nn.Module):
                 step.
         """
         check_inference(q=q, k=k, v=v)
+        check_features(q=q, k=k, v=v)
         problem = prepare(q, k, v, softmax_scale=scale, causal=self.causal, window_size=self.window_size)
         backend = ops.choose(problem, self.backend)  # which may refuse, so before the state changes
         state = self._state(problem, stream)

@@ -48,7 +48,7 @@ def measured(plan, shape, peers=()):
 def test_every_row_and_target_of_the_issue_is_there():
     ideal = {20: 0.95, 40: 0.95, 60: 0.95, 80: 0.97, 90: 0.95}
     expected = {"skip-voting-75600-h12": {IDEAL: 0.95}}
-    for shape in ("full-32k-h40", "full-75600-h12", "causal-32k-h40"):
+    for shape in ("full-32k-h40", "full-75600-h12", "causal-32k-h40", "causal-75600-h12"):
         expected[f"skip-{shape}-0"] = {OWN_DENSE: 0.98}
         for kind in ("random", "runs"):
             for percent, at_least in ideal.items():

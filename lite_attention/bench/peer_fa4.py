@@ -20,7 +20,11 @@ def _interface() -> ModuleType:
 
 
 class FA4:
-    """Its lists are those of its block-sparse kernel, of whole blocks."""
+    """Its lists are those of its block-sparse kernel, of whole blocks.
+
+    Not under a causal mask: there its blocks on the diagonal need a list of their own and a function that masks them,
+    which is not made here.
+    """
 
     name = "FA4"
     lists_name = "FA4 sparse"

@@ -16,6 +16,7 @@ from lite_attention.parallel.agree import check_agree
 from lite_attention.parallel.merge import merge_attention
 from lite_attention.parallel.ring import around, of_part
 from lite_attention.parallel.ulysses import to_heads, to_tokens
+from lite_attention.skip.checks import check_features
 from lite_attention.skip.ranges import Ranges
 from lite_attention.skip.stats import StreamStats
 
@@ -128,6 +129,7 @@ class SeqParallelLiteAttention(nn.Module):
                 that differ between ranks.
         """
         check_inference(q=q, k=k, v=v)
+        check_features(q=q, k=k, v=v)
         ops.choose(prepare(q, k, v, softmax_scale=scale), self.parts[0].backend)
         self._check(q, k, v)
         attend = self._ring if self.method == "ring" else self._ulysses

@@ -17,17 +17,21 @@ from lite_attention.skip.ranges import Ranges
 from lite_attention.skip.skip_list import SkipList
 
 
-def check_features(q: Tensor, softcap: float, alibi_slopes: Tensor | None) -> None:
-    """Raises NotImplementedError for what dense attention has and calls with lists don't."""
+def check_features(softcap: float = 0.0, alibi_slopes: Tensor | None = None, **tensors: Tensor) -> None:
+    """Raises NotImplementedError for what dense attention has and calls with lists don't.
+
+    `tensors` are q, k and v by the names that the caller gives them.
+    """
     if softcap != 0:
         raise NotImplementedError(f"softcap: got {softcap}; attention with skip lists has only softcap=0.0")
     if alibi_slopes is not None:
         given = type(alibi_slopes).__name__
         raise NotImplementedError(f"alibi_slopes: got {given}; attention with skip lists has only alibi_slopes=None")
-    if isinstance(q, Tensor) and q.is_floating_point() and q.dtype.itemsize == 1:
-        raise NotImplementedError(
-            f"q: got {q.dtype}; attention with skip lists has torch.bfloat16, torch.float16 and torch.float32"
-        )
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize == 1:
+            raise NotImplementedError(
+                f"{name}: got {x.dtype}; attention with skip lists has torch.bfloat16, torch.float16 and torch.float32"
+            )
 
 
 def prepare_lists(

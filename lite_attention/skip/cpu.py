@@ -1,4 +1,7 @@
-"""The CPU path of calls with skip lists: products with the keys of visited tiles only."""
+"""The CPU path of calls with skip lists: products with the keys of visited tiles only.
+
+A sequence that visits all tiles gets what the dense CPU path computes; here it only votes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from lite_attention.cpu import run_sequences
 from lite_attention.problem import Problem, Sequence
 from lite_attention.reference import average, visible
 from lite_attention.skip.problem import Lists, above
@@ -14,12 +18,17 @@ from lite_attention.skip.problem import Lists, above
 
 def run(problem: Problem, lists: Lists) -> None:
     """Computes `problem` into its `out` and `lse` and updates the list."""
-    for sequence in problem.sequences():
-        run_sequence(problem, lists, sequence)
+    sequences = list(problem.sequences())
+    whole = [sequence for sequence in sequences if lists.visits_all(problem, sequence)]
+    run_sequences(problem, whole)
+    for sequence in sequences:
+        computed = sequence in whole
+        if lists.update or not computed:
+            run_sequence(problem, lists, sequence, computed)
 
 
-def run_sequence(problem: Problem, lists: Lists, sequence: Sequence) -> None:
-    """Computes one sequence of `problem`."""
+def run_sequence(problem: Problem, lists: Lists, sequence: Sequence, computed: bool) -> None:
+    """Computes one sequence of `problem`, or only its votes where out and lse are `computed`."""
     q, out, lse = problem.rows(sequence)
     k, v = (x.transpose(0, 1).contiguous() for x in problem.keys(sequence))  # a head's keys side by side
     group = problem.heads // problem.heads_k
@@ -40,6 +49,8 @@ def run_sequence(problem: Problem, lists: Lists, sequence: Sequence) -> None:
                 stays[head, tiles] = _stays(
                     tile_max, problem.softmax_scale, lists.threshold.expand(problem.heads)[head]
                 )
+            if computed:
+                continue
             result, result_lse = average(
                 scores[None] * problem.softmax_scale,
                 sees,

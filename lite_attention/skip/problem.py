@@ -51,6 +51,14 @@ class Lists:
         n = torch.arange(tiles, device=bits.device)
         return unpack(bits, tiles) & (n >= begin) & (n < end)
 
+    def visits_all(self, problem: Problem, sequence: Sequence) -> bool:
+        """Whether every q tile of the sequence visits all KV tiles that it sees."""
+        for m, rows in self.q_tiles(sequence):
+            begin, end = self._range(problem, sequence, rows)
+            if not self.visited(problem, sequence, m, rows)[:, begin:end].all():
+                return False
+        return True
+
     def strike(self, sequence: Sequence, m: int, visited: Tensor, stays: Tensor) -> None:
         """Brings the list of q tile m up to date: a visited tile's bit becomes whether it stays."""
         bits = self.bits[sequence.index, :, m]

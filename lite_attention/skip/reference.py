@@ -13,7 +13,8 @@ For each query head and q tile of a sequence:
 3. Where the call updates the list, the bit of each visited tile becomes whether it stays, also the bit of a `must_do`
    tile that was not in the list. All other bits keep their value.
 4. A row's output and lse are of the softmax over the keys that it sees in visited tiles, those included that leave the
-   list. Where there are none they are zeros and -inf, or the sink's.
+   list. Where there are none they are zeros and -inf, or the sink's. Where a sequence visits all tiles that its rows
+   see, they are those of the dense reference bit for bit.
 
 All arithmetic is float32. The bits of other backends agree with these unless a vote is a tie up to rounding.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from lite_attention.problem import Problem, Sequence
 from lite_attention.reference import average, visible
+from lite_attention.reference import run_sequence as run_dense
 from lite_attention.skip.problem import Lists, above
 
 
@@ -38,6 +40,11 @@ def run(problem: Problem, lists: Lists) -> None:
 
 def run_sequence(problem: Problem, lists: Lists, sequence: Sequence) -> None:
     """Computes one sequence of `problem`."""
+    whole = lists.visits_all(problem, sequence)
+    if whole:  # by the dense reference: a product of other rows at a time may round otherwise
+        run_dense(problem, sequence)
+        if not lists.update:
+            return
     q, out, lse = problem.rows(sequence)
     k, v = (x.float().repeat_interleave(problem.heads // problem.heads_k, dim=1) for x in problem.keys(sequence))
     for m, rows in lists.q_tiles(sequence):
@@ -46,6 +53,8 @@ def run_sequence(problem: Problem, lists: Lists, sequence: Sequence) -> None:
         scores = torch.einsum("ihd,jhd->hij", q[rows].float(), k)
         if lists.update:
             lists.strike(sequence, m, visited, _stays(scores, seen, visited, lists, problem.softmax_scale))
+        if whole:
+            continue
         columns = visited.repeat_interleave(lists.block_n, dim=1)[:, : sequence.k_len]
         out[rows], lse[:, rows] = average(scores * problem.softmax_scale, seen & columns[:, None, :], v, problem.sinks)
 

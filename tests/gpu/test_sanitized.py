@@ -6,6 +6,7 @@ GPU. Sequences without keys, without queries, shorter and longer than a tile are
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import accuracy
@@ -13,7 +14,7 @@ import pytest
 import test_hopper_skip
 import torch
 
-from lite_attention import SkipList, get_scheduler_metadata, skip_attention
+from lite_attention import SkipList, get_scheduler_metadata, skip_attention, skip_attention_varlen
 from lite_attention.pages import PAGE, attend_pages, decode_pages, empty_sketch, select_pages, write_sketch
 
 # Each class of head dims by its own and by smaller ones, whose columns past the end are neither read nor written.
@@ -109,14 +110,70 @@ def test_skip_lists(head_dim, mask, dtype):
     fresh = SkipList.fresh(*shape, head_dim=head_dim, device="cuda")
     visits = torch.rand(2, HEADS, fresh.q_tiles, fresh.kv_tiles, generator=generator) < 0.7
     expected = SkipList.from_visits(visits, (fresh.block_m, fresh.block_n), *shape[2:])
-    found, threshold = replace(expected, bits=expected.bits.cuda()), test_hopper_skip.thresholds(HEADS, -3.0)
     forced = {"must_do": [(170, 360)], "must_skip": [(700, 990)], **mask}
+    walk_twice(accuracy.Case(skip_attention, (q, k, v), forced), expected)
+
+
+def walk_twice(case, expected):
+    """`case` with the list by the kernel, and with an equal one by the reference, which is `expected` after."""
+    found, threshold = replace(expected, bits=expected.bits.cuda()), test_hopper_skip.thresholds(HEADS, -3.0)
+    moved = on_gpu(case)
     for _ in range(2):
-        out, _ = skip_attention(q.cuda(), k.cuda(), v.cuda(), found, threshold.cuda(), **forced)
-        plain, _ = skip_attention(q, k, v, expected, threshold, backend="reference", **forced)
+        out, _ = case.call(*moved.args[:3], found, threshold.cuda(), *moved.args[3:], **moved.kwargs)
+        plain, _ = case.call(*case.args[:3], expected, threshold, *case.args[3:], **case.kwargs, backend="reference")
         assert torch.equal(found.bits.cpu(), expected.bits)
-        rounding = 4 * torch.finfo(dtype).eps * plain.float().abs().max().clamp(min=1.0)
+        rounding = 4 * torch.finfo(out.dtype).eps * plain.float().abs().max().clamp(min=1.0)
         assert (out.cpu().float() - plain.float()).abs().max() <= rounding
+
+
+def random_bits(skip_list):
+    """The list with random words: bits of tiles that no sequence has, too."""
+    generator = torch.Generator().manual_seed(0)
+    return replace(skip_list, bits=torch.empty_like(skip_list.bits).random_(-(2**31), 2**31, generator=generator))
+
+
+@pytest.mark.parametrize("page_size", [None, 16, 48], ids=["packed", "page16", "page48"])
+@pytest.mark.parametrize("head_dim", [64, 72, 96, 128, 192, 256])
+def test_skip_lists_of_random_words(head_dim, page_size):
+    """Packed and paged; sequences of the batch have fewer tiles than the list."""
+    sequences = test_hopper_skip.exact(*PREFILL, HEADS, HEADS_K, head_dim, torch.bfloat16, seed=0)
+    case = accuracy.paged(sequences, page_size) if page_size else accuracy.packed(sequences)
+    lengths = case.args[5:]
+    skip_list = SkipList.fresh(len(sequences), HEADS, *lengths, head_dim=head_dim, device="cpu")
+    walk_twice(replace(case, call=skip_attention_varlen, kwargs=case.kwargs | {"causal": True}), random_bits(skip_list))
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["packed", "paged"])
+@pytest.mark.parametrize(("head_dim", "longer"), [(64, (200, 4300)), (128, (300, 5700))])
+def test_a_sequence_longer_than_its_skip_list(head_dim, longer, paged):
+    """The second of three, which only the GPU could tell: neither words nor rows past the list's end are touched.
+
+    It has more tiles of queries than the list has rows, and more tiles of keys than its word has bits.
+    """
+    lens_q, lens_k = [100, longer[0], 70], [90, longer[1], 100]
+    sequences = test_hopper_skip.exact(lens_q, lens_k, HEADS, HEADS_K, head_dim, torch.bfloat16, seed=0)
+    case = accuracy.paged(sequences, 48) if paged else accuracy.packed(sequences)
+    moved, longest = on_gpu(case), (100, 100)
+    arguments = *moved.args[3:5], *longest
+    fresh = SkipList.fresh(3, HEADS, *longest, head_dim=head_dim, device="cpu")
+    assert fresh.bits.shape[2:] == (1, 1) and longer[0] > fresh.block_m and longer[1] > 32 * fresh.block_n
+    mask = {"must_do": [(0, 10)], "must_skip": [(20, 30)]}
+    around = torch.full((5, *fresh.bits.shape[1:]), -1, dtype=torch.int32).cuda()  # the list, and an entry on each side
+    found = replace(fresh, bits=around[1:-1])
+    out, lse = skip_attention_varlen(*moved.args[:3], found, 0.0, *arguments, **moved.kwargs, **mask)
+    out, lse, around = out.cpu(), lse.cpu(), around.cpu()
+    assert (around[[0, -1]] == -1).all() and not out.isnan().any()
+    beyond = slice(lens_q[0] + fresh.block_m, sum(lens_q[:2]))
+    assert (out[beyond] == 0).all() and (lse[:, beyond] == -math.inf).all(), "rows without a list visit nothing"
+    for b, rows in ((0, slice(0, 100)), (2, slice(sum(lens_q[:2]), None))):
+        plain, _ = skip_attention(
+            *(x[None] for x in sequences[b]),
+            SkipList.fresh(1, HEADS, lens_q[b], lens_k[b], head_dim=head_dim, device="cpu"),
+            0.0,
+            backend="reference",
+        )
+        rounding = 4 * torch.finfo(out.dtype).eps * plain.float().abs().max().clamp(min=1.0)
+        assert (out[rows].float() - plain[0].float()).abs().max() <= rounding
 
 
 @every_dtype

@@ -124,10 +124,13 @@ class SkipCall(Call):
         words, expected = self.expected()
         got = self.run(backend)
         assert self.words() == words
+        # With nothing skipped the CPU path is the dense one, whose fused kernel rounds more in 16 bits (test_cpu.py).
+        fused = backend == "cpu" and self.case.dtype != torch.float32
+        roundings, lse_tolerance = (4, 1e-4) if fused else (1, 2e-6)
         for out, lse, out_expected, lse_expected in zip(*got, *expected, strict=True):
-            epsilon = max(torch.finfo(self.case.dtype).eps, 2e-5)
+            epsilon = max(roundings * torch.finfo(self.case.dtype).eps, 2e-5)
             assert_close(out.double(), out_expected, rtol=epsilon, atol=epsilon)
-            assert_close(lse.double(), lse_expected, rtol=2e-6, atol=1e-5)
+            assert_close(lse.double(), lse_expected, rtol=lse_tolerance, atol=5 * lse_tolerance)
 
     def _forced(self, name, b, rounding):
         ranges = self.must[name]

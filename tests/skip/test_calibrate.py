@@ -191,6 +191,29 @@ def test_runs():
     assert not torch.allclose(torch.stack([model(*step) for step in steps]), dense(steps))
 
 
+def test_the_bar_is_told_of_every_run(monkeypatch):
+    """Of each search one bar, which has all runs when it goes."""
+    from rich.progress import Progress
+
+    bars, stop = [], Progress.stop
+
+    def noting(bar):
+        bars.append([(task.total, task.completed) for task in bar.tasks])
+        stop(bar)
+
+    monkeypatch.setattr(Progress, "stop", noting)
+    steps, model, runs = steps_of(8), Model(), []
+
+    def run():
+        runs.append(None)
+        return torch.stack([model(*step) for step in steps])
+
+    calibrate(model, run, 0.2, output_target=0.08, step_ranges=2, tolerance=2)
+    searches = [2 * 5 + 1] * len(bars)
+    assert bars == [[(count, count)] for count in searches] and len(bars) > 1
+    assert len(runs) == 1 + sum(searches) + len(bars)  # one for shapes, one after each search for the output's error
+
+
 def test_output_error():
     steps, model = steps_of(8), Model()
     run = lambda: torch.stack([model(*step) for step in steps])  # noqa: E731

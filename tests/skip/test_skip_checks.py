@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lite_attention import SkipList, ops, skip_attention, skip_attention_varlen, skip_attention_with_kvcache
+from lite_attention import (
+    LiteAttention,
+    SkipList,
+    ops,
+    skip_attention,
+    skip_attention_varlen,
+    skip_attention_with_kvcache,
+)
 from lite_attention.skip import hopper
 
 Q, K = torch.randn(2, 5, 4, 16), torch.randn(2, 9, 2, 16)
@@ -221,6 +228,42 @@ def test_what_is_not_built_is_named(call, changes, message):
     assert message in str(error.value)
 
 
+FP8 = torch.float8_e4m3fn
+
+
+def fp8_message(name, dtype=FP8):
+    has = "attention with skip lists has torch.bfloat16, torch.float16 and torch.float32"
+    return f"{name}: got {dtype}; {has}"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [FP8, torch.float8_e5m2])
+@pytest.mark.parametrize(("call", "names"), [(dense, "k v"), (packed, "k v"), (cache, "k_cache v_cache")])
+def test_fp8_keys_and_values_are_refused(call, names, dtype, backend):
+    """Not computed as if their scale were 1."""
+    layout = (12, 2, 16) if call is packed else K.shape
+    q = torch.randn((7, 4, 16) if call is packed else Q.shape).bfloat16()
+    k, v = names.split()
+    for fp8 in ((k, v), (k,), (v,)):
+        given = {name: torch.randn(layout).to(dtype if name in fp8 else torch.bfloat16) for name in (k, v)}
+        with pytest.raises(NotImplementedError) as error:
+            call(q=q, backend=backend, **given)
+        assert str(error.value) == fp8_message(fp8[0], dtype)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("skipping", [True, False])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_the_module_refuses_fp8_and_takes_no_state_from_it(name, skipping, backend):
+    attention = LiteAttention(skipping, tile=(4, 4), backend=backend)
+    tensors = {"q": Q.bfloat16(), "k": K.bfloat16(), "v": K.bfloat16()}
+    tensors |= {one: tensors[one].to(FP8) for one in {"q": "q", "k": "kv", "v": "v"}[name]}
+    with pytest.raises(NotImplementedError) as error:
+        attention(**tensors)
+    assert str(error.value) == fp8_message(name)
+    assert attention.streams == ()
+
+
 @pytest.mark.parametrize("call", [dense, packed, cache])
 def test_the_calls_that_the_errors_start_from_work(call):
     out, lse = call()
@@ -265,6 +308,36 @@ class TestHopper:
         with pytest.raises(NotImplementedError, match=r"q: got head_dim 100; .* multiples of 8 up to 256"):
             self.call(100)
         assert self.call(100, backend="reference")
+
+    @pytest.mark.parametrize("backend", [None, "reference"])
+    def test_fp8_is_refused(self, backend):
+        q, k = (torch.empty(2, n, 2, 128, device="cuda", dtype=torch.bfloat16) for n in (200, 300))
+        skip_list = SkipList.fresh(2, 2, 200, 300, head_dim=128, device="cuda")
+        starts = [torch.empty(3, dtype=torch.int32, device="cuda") for _ in range(2)]
+        fp8 = k.to(FP8)
+        for name, call in (
+            ("k", lambda: skip_attention(q, fp8, fp8, skip_list, -1.0, backend=backend)),
+            ("v", lambda: skip_attention(q, k, fp8, skip_list, -1.0, backend=backend)),
+            ("k_cache", lambda: skip_attention_with_kvcache(q, fp8, fp8, skip_list, -1.0, 300, backend=backend)),
+            (
+                "k",
+                lambda: skip_attention_varlen(
+                    q.flatten(0, 1),
+                    fp8.flatten(0, 1),
+                    fp8.flatten(0, 1),
+                    skip_list,
+                    -1.0,
+                    *starts,
+                    200,
+                    300,
+                    backend=backend,
+                ),
+            ),
+            ("k", lambda: LiteAttention(backend=backend)(q, fp8, fp8)),
+        ):
+            with pytest.raises(NotImplementedError) as error:
+                call()
+            assert str(error.value) == fp8_message(name)
 
     def test_more_keys_than_the_kernels_reach_are_refused(self):
         assert self.call(seqlen_k=1 << 20)

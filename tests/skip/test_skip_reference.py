@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import LAYOUTS, Case, assert_close
 from hypothesis import given, settings
-from skip_cases import FILLS, SkipCall, SkipCase, skip_cases
+from skip_cases import FILLS, WITH_LISTS, SkipCall, SkipCase, skip_cases
 
 from lite_attention import SkipList, flash_attn_func, skip_attention, skip_attention_varlen
 from lite_attention.skip import cpu
@@ -118,17 +118,42 @@ def test_the_output_is_that_of_masked_dense_attention(causal, density, dtype, ba
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_threshold_of_minus_infinity_is_dense_attention(causal, backend):
-    q, k, v = data()
-    skip_list = fresh()
-    expected, expected_lse = flash_attn_func(
-        q, k, v, causal=causal, window_size=(200, -1), return_softmax_lse=True, backend="reference"
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tile", [(32, 48), (7, 10)])
+def test_a_threshold_of_minus_infinity_is_dense_attention(tile, dtype, causal, backend):
+    """Bit for bit, whether the list is written or not, in tiles of any shape."""
+    q, k, v = data(dtype=dtype)
+    skip_list = fresh(tile)
+    options = {"causal": causal, "window_size": (200, -1), "sinks": torch.tensor([0.5, -3.0, 0.0, 9.0])}
+    expected = flash_attn_func(q, k, v, **options, return_softmax_lse=True, backend=backend)
     for threshold in (-math.inf, torch.tensor(-math.inf), torch.full((4,), -math.inf)):
-        out, lse = skip_attention(q, k, v, skip_list, threshold, causal=causal, window_size=(200, -1), backend=backend)
-        assert_close(out, expected, rtol=1e-6, atol=1e-6)
-        assert_close(lse, expected_lse, rtol=1e-6, atol=1e-6)
-        assert skip_list.visits().all()
+        for update in (True, False):
+            got = skip_attention(q, k, v, skip_list, threshold, **options, update=update, backend=backend)
+            assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+            assert skip_list.visits().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_minus_infinity_is_dense_attention_in_every_layout(layout, backend):
+    call = SkipCall(case_of(layout, thresholds=(-math.inf,), q_len=1 if "paged" in layout else 11))
+    got = call.run(backend)
+    (call.function,) = (dense for dense, with_list in WITH_LISTS.items() if with_list is call.function)
+    call.args = (*call.args[:3], *call.args[5:])
+    call.kwargs = {name: x for name, x in call.kwargs.items() if name not in ("update", "must_do", "must_skip")}
+    call.kwargs["return_softmax_lse"] = True
+    for have, dense in zip(got, call.run(backend), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(have, dense, strict=True))
+
+
+def test_a_sequence_is_dense_beside_one_that_skips(backend):
+    q, k, v = data(dtype=torch.bfloat16)
+    skip_list = fresh()
+    skip_list.bits[1] = random_list().bits[1]
+    got = skip_attention(q, k, v, skip_list, -2.0, backend=backend)
+    dense = flash_attn_func(q, k, v, return_softmax_lse=True, backend=backend)
+    for x, y in zip(got, dense, strict=True):
+        assert torch.equal(x[0], y[0]) and not torch.equal(x[1], y[1])
+    assert not skip_list.visits()[0].all(), "it votes all the same"
 
 
 def test_higher_thresholds_keep_subsets(backend):
