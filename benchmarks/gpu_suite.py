@@ -35,11 +35,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "hopper_pages", "hopper_page_decode", "module_gpu")
 KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in TESTED]
+VLLM_TESTS = [f"tests/gpu/test_vllm_{name}.py" for name in ("isolation", "models", "gpu")]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
     "two_gpus": ([], ["tests/gpu/test_module_gpu.py", "-k", "nccl"]),
     "errors": ([], ["tests/gpu/test_beside_fa3.py"]),
-    "vllm": ([], ["tests/gpu/test_vllm_isolation.py", "tests/gpu/test_vllm_gpu.py"]),
+    "vllm": ([], VLLM_TESTS),
 } | {
     tool: (
         ["compute-sanitizer", "--tool", tool, "--print-limit", "0", "--error-exitcode", "1"],  # all that is found

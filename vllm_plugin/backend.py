@@ -96,6 +96,11 @@ class LiteAttentionBackend(AttentionBackend):
         return True
 
     @classmethod
+    def supports_per_head_quant_scales(cls) -> bool:
+        """Of an FP8 KV cache: what writes it and what reads it, here and on the CPU, take a factor for each KV head."""
+        return True
+
+    @classmethod
     def supports_sliding_window(cls) -> bool:
         return True
 

@@ -184,6 +184,8 @@ RANDOM = {
     "FLASH_ATTN fp8": ("FLASH_ATTN", "fp8", None),
     "fp8 and all pages": (LITE, "fp8", {"eps": 0.01}),
     "fp8 and few pages": (LITE, "fp8", FEW),
+    "fp8 by head": (LITE, "fp8", None),
+    "fp8 by head and few pages": (LITE, "fp8", FEW),
 }
 
 
@@ -220,9 +222,12 @@ def random_llama(model: str, backend: str, kv_cache_dtype: str, settings: dict |
 
 @pytest.fixture(scope="module")
 def random_llamas(tmp_path_factory):
-    model = random_model.write(tmp_path_factory.mktemp("random"))
+    plain, by_head = (random_model.write(tmp_path_factory.mktemp("random"), by_head=each) for each in (False, True))
     with ThreadPoolExecutor(len(RANDOM)) as pool:
-        yield {name: pool.submit(random_llama, model, *how) for name, how in RANDOM.items()}
+        yield {
+            name: pool.submit(random_llama, by_head if "by head" in name else plain, *how)
+            for name, how in RANDOM.items()
+        }
 
 
 def test_fp8_kv_cache(random_llamas):
@@ -247,6 +252,18 @@ def test_lists_over_an_fp8_kv_cache(random_llamas):
     assert few["stats"]["rows_dense"] == 7 * 2
     assert 0.1 < few["stats"]["read"] / few["stats"]["visible"] < 0.95
     assert few["stats"]["left_out"] > 0.02
+
+
+def test_fp8_kv_cache_with_scales_of_each_head(random_llamas):
+    """They bring keys and values of all heads to where those are that need none: the same is stored, and selected."""
+    for name in ("fp8", "fp8 and few pages"):
+        expected, found = (random_llamas[each].result() for each in (name, name.replace("fp8", "fp8 by head")))
+        apart = random_model.logits_apart(found["rounds"][0], expected["rounds"][0])
+        print(f"{name}: logits are apart by {apart:.5f}")
+        assert apart < 0.005
+        assert found["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
+        if expected["stats"] is not None:
+            assert found["stats"]["read"] == expected["stats"]["read"] < 0.95 * expected["stats"]["visible"]
 
 
 LLAMA_8B = {

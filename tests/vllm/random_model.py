@@ -20,8 +20,14 @@ def write(
     head_dim: int = 128,
     context: int = 2048,
     vocabulary: int = VOCABULARY,
+    by_head: bool = False,
 ) -> str:
-    """Writes the model in bfloat16; returns its path."""
+    """Writes the model in bfloat16; returns its path.
+
+    With `by_head` keys and values of a KV head are far from 1, up or down, and what reads them makes up for it: all by
+    powers of two, so that it is the same model. With the scales that the checkpoint has for each head an FP8 cache
+    holds the same bytes, too; with any other ones it overflows.
+    """
     from safetensors.torch import save_file
 
     hidden, inner = 512, 1024
@@ -47,6 +53,11 @@ def write(
             }.items()
         }
     weights |= {"model.norm.weight": torch.ones(hidden).bfloat16(), "lm_head.weight": matrix(vocabulary, hidden, 3.0)}
+    quantisation = {}
+    if by_head:
+        for layer in range(layers):
+            _scale_heads(weights, f"model.layers.{layer}.self_attn", heads, kv_heads)
+        quantisation = {"quantization_config": FP8_BY_HEAD}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -67,8 +78,40 @@ def write(
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | quantisation))
     return str(folder)
+
+
+# As llm-compressor writes it for an FP8 KV cache alone.
+FP8_BY_HEAD = {
+    "quant_method": "compressed-tensors",
+    "format": "dense",
+    "config_groups": {},
+    "ignore": [],
+    "kv_cache_scheme": {
+        "num_bits": 8,
+        "type": "float",
+        "strategy": "attn_head",
+        "symmetric": True,
+        "dynamic": False,
+    },
+}
+
+
+def _scale_heads(weights: dict[str, torch.Tensor], attention: str, heads: int, kv_heads: int) -> None:
+    """Multiplies keys by 2^8 and values by 2^-8 in even KV heads, the other way round in odd ones."""
+    keys = torch.tensor([2.0**8, 2.0**-8]).repeat(kv_heads)[:kv_heads]
+    for name, factors in (("k", keys), ("v", 1 / keys)):
+        weights[f"{attention}.{name}_proj.weight"] = _times(weights[f"{attention}.{name}_proj.weight"], factors)
+        weights[f"{attention}.{name}_scale"] = factors[:, None, None].clone()
+    of_queries = keys.repeat_interleave(heads // kv_heads)
+    weights[f"{attention}.q_proj.weight"] = _times(weights[f"{attention}.q_proj.weight"], 1 / of_queries)
+    weights[f"{attention}.o_proj.weight"] = _times(weights[f"{attention}.o_proj.weight"].T, of_queries).T.contiguous()
+
+
+def _times(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Rows of each head times its factor."""
+    return (weight.unflatten(0, (len(factors), -1)) * factors[:, None, None].to(weight.dtype)).flatten(0, 1)
 
 
 def write_with_tokenizer(folder: Path, model: str, **shape: int) -> str:

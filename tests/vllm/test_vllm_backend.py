@@ -126,6 +126,7 @@ def configuration(**changes):
         {"kv_cache_dtype": "bfloat16"},
         {"kv_cache_dtype": "fp8"},
         {"kv_cache_dtype": "fp8_e4m3", "dtype": torch.float16, "head_size": 80},
+        {"kv_cache_dtype": "fp8", "use_per_head_quant_scales": True},
         {"block_size": 16},
         {"block_size": 48},
         {"has_sliding_window": True},
@@ -199,7 +200,14 @@ def select(**changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"dtype": torch.float32}, {"head_size": 80}, {"has_sink": True}, {"kv_cache_dtype": "fp8", "head_size": 72}],
+    [
+        {},
+        {"dtype": torch.float32},
+        {"head_size": 80},
+        {"has_sink": True},
+        {"kv_cache_dtype": "fp8", "head_size": 72},
+        {"kv_cache_dtype": "fp8", "use_per_head_quant_scales": True},
+    ],
 )
 def test_the_cpu_platform_serves_with_it_where_chosen(changes):
     assert select(**changes) == "vllm_plugin.backend.LiteAttentionBackend"
@@ -604,12 +612,16 @@ def test_a_step_is_computed(builder, layer, causal, by_token):
 
 
 @pytest.mark.parametrize("by_token", [True, False])
-@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3"])
-def test_a_step_over_an_fp8_cache(builder, kv_cache_dtype, by_token):
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "k_scale", "v_scale"),
+    [("fp8", 0.25, [0.01]), ("fp8_e4m3", 0.25, [0.01]), ("fp8", [0.25, 0.002], [0.01, 3.0])],
+    ids=["fp8", "fp8_e4m3", "by head"],
+)
+def test_a_step_over_an_fp8_cache(builder, kv_cache_dtype, k_scale, v_scale, by_token):
     """Bytes are written under the layer's scales and read with them; what is out of range becomes the largest."""
     torch.manual_seed(0)
     common, impl = batch(), layer_impl(kv_cache_dtype=kv_cache_dtype)
-    layer = SimpleNamespace(_k_scale=torch.tensor(0.25), _v_scale=torch.tensor([0.01]))
+    layer = SimpleNamespace(_k_scale=torch.tensor(k_scale), _v_scale=torch.tensor(v_scale))
     keys, values = torch.randn(2, 3, 33, KV_HEADS, HEAD_SIZE).unbind()
     values[0, 3] = torch.linspace(-9.0, 9.0, HEAD_SIZE)  # 448 * 0.01 at most
     cache = torch.full((9, PAGE, KV_HEADS, 2 * HEAD_SIZE), 0x7F, dtype=torch.uint8).transpose(1, 2)  # NaN
@@ -622,11 +634,11 @@ def test_a_step_over_an_fp8_cache(builder, kv_cache_dtype, by_token):
     query = torch.randn(30, HEADS, HEAD_SIZE)
     output = torch.full_like(query, 7.0)
     impl.forward(layer, query, query, query, cache, builder.build(0, common), output)
-    stored = [
-        (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
-        for x, scale in ((keys, 0.25), (values, 0.01))
-    ]
-    assert stored[1].max() == pytest.approx(4.48)
+    stored = []
+    for x, scale in ((keys, layer._k_scale), (values, layer._v_scale)):
+        scales = scale.expand(KV_HEADS)[:, None]  # of each head
+        stored.append((x / scales).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scales)
+    assert stored[1][..., 0, :].max() == pytest.approx(4.48)
     torch.testing.assert_close(output[:26], expected_output(query, *stored, common), rtol=1e-5, atol=1e-5)
     assert (output[26:] == 7.0).all()
 

@@ -169,8 +169,13 @@ def test_fp8_kv_cache(tmp_path, full):
     model = random_model.write(tmp_path)
     sampling = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "detokenize": False, "logprobs": 20}
     rounds = [{"prompts": random_model.prompts(700, 33, 300, 5), "sampling": sampling}]
+    some = {"eps": 0.3, "min_context": 100, "newest": 16}
     dense, listed = (generate_by_lists(model, rounds, settings, **engine) for settings in (None, {"eps": 0.01}))
-    few = generate_by_lists(model, rounds, {"eps": 0.3, "min_context": 100, "newest": 16}, **engine)
+    few = generate_by_lists(model, rounds, some, **engine)
     assert [tokens for (tokens,) in listed["rounds"][0]["tokens"]] == [t for (t,) in dense["rounds"][0]["tokens"]]
     assert 0.1 < few["stats"]["read"] / few["stats"]["visible"] < 0.95
     assert few["stats"]["left_out"] > 0.02
+    # With scales of each head the same is stored, and the same selected.
+    by_head = generate_by_lists(random_model.write(tmp_path, by_head=True), rounds, some, **engine)
+    assert tokens(by_head) == tokens(few)
+    assert by_head["stats"]["read"] == few["stats"]["read"]
