@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -26,7 +27,17 @@ from lite_attention.bench.peer_torch import SDPA, CuDNN
 from lite_attention.bench.results import RowResult, Run
 from lite_attention.bench.shapes import Shape
 from lite_attention.bench.table import average_line, cells, header, markdown, verdict
-from lite_attention.bench.targets import BEST, OURS, OWN_CONTIGUOUS, Average, Target, judge, judge_average, ratio
+from lite_attention.bench.targets import (
+    BEST,
+    BEST_OF,
+    OURS,
+    OWN_CONTIGUOUS,
+    Average,
+    Target,
+    judge,
+    judge_average,
+    ratio,
+)
 from lite_attention.bench.timing import Time
 from lite_attention.cli import main
 
@@ -191,6 +202,29 @@ def test_ratio_is_the_peers_time_over_ours():
     assert verdict(found[:1]) == "meets"
 
 
+@pytest.mark.parametrize("ran", [set(some) for n in range(4) for some in itertools.combinations(BEST_OF, n)])
+@pytest.mark.parametrize("lacking", [set(), {"FA4"}, {"FA4", "cuDNN"}, set(BEST_OF)])
+def test_the_best_is_judged_where_all_ran_that_can(ran, lacking):
+    """Slow ones that ran are not the best of all."""
+    times = {OURS: 50.0} | dict.fromkeys(ran, 60.0)
+    (found,) = judge((Target(BEST, 0.98),), times, lacking)
+    absent = [name for name in BEST_OF if name not in ran | lacking]
+    assert found.without == tuple(absent)
+    if absent or not ran:
+        assert found.ratio is None and found.met is None
+        assert verdict([found]) == (f"best not judged without {', '.join(absent)}" if absent else "no best")
+    else:
+        assert found.ratio == 1.2 and verdict([found]) == "meets"
+    average = judge_average(Average("a", Target(BEST, 0.98)), {"a": times}, {"a": lacking})
+    assert (average.ratio, average.met) == (found.ratio, found.met)
+    assert average.without == (found.without if ran else ())
+    if absent:
+        assert average_line(average).endswith(
+            ", needs 0.98: not judged, as only 0 of 1 rows were measured"
+            + (f" beside {', '.join(absent)}" if ran else "")
+        )
+
+
 def test_averages_are_judged_where_all_rows_were_measured():
     average = Average("a-*", Target("FA3", 1.1))
     times = {"a-1": {OURS: 10.0, "FA3": 10.0}, "a-2": {OURS: 10.0, "FA3": 12.5}, "b": {OURS: 1.0, "FA3": 9.0}}
@@ -204,20 +238,20 @@ def test_averages_are_judged_where_all_rows_were_measured():
 
 
 def full_run(**slower):
-    """A run of all rows on a GPU, where peers take `slower` times our 100 us, except that FA4 has no pages."""
+    """A run of all rows on a GPU, where peers take `slower` times our 100 us; FA4 and cuDNN have no pages."""
     ceilings = Ceilings(copy=3.0, copied_bytes=1 << 30, product=800.0, side=8192)
     place = {"GPU": "H", "date": "2026-11-24 10:00 UTC", "LiteAttention": "0"}
     run = Run(place, "cuda", 1.0, 20, ceilings, dict.fromkeys(slower, "one"), {})
     for row in rows.ROWS:
         times = {OURS: Time(100.0, 99.0, 101.0)}
-        absent = {"FA4": "no paged KV"} if row.shape.layout == "paged" else {}
+        absent = dict.fromkeys(slower.keys() & {"FA4", "cuDNN"}, "no paged KV") if row.shape.layout == "paged" else {}
         times |= {name: Time(100 * x, 0.0, 0.0) for name, x in slower.items() if name not in absent}
-        run.rows.append(RowResult(row, row.shape, times=times, absent=absent))
+        run.rows.append(RowResult(row, row.shape, times=times, absent=absent, lacking=set(absent)))
     return run
 
 
 def test_the_table_of_a_run_of_everything():
-    run = full_run(FA3=1.045, FA4=0.99)
+    run = full_run(FA3=1.045, FA4=0.99, cuDNN=1.2)
     assert [(one.ratio, one.met) for one in run.averages()] == [
         (pytest.approx(1.045), True),
         (pytest.approx(0.99), False),
@@ -235,6 +269,50 @@ def test_the_table_of_a_run_of_everything():
     assert "- dense-* on average: 0.990 x best, needs 1.00: below\n" in text and "![" in text
     lines = [line for line in text.splitlines() if line.startswith("| d")]
     assert {line.count("|") for line in lines[1:]} == {len(header(run)) + 1}
+
+
+def test_the_table_of_a_run_beside_one_of_the_peers():
+    run = full_run(FA3=1.045)
+    table = {one.row.name: dict(zip(header(run), cells(run, one), strict=True)) for one in run.rows}
+    assert table["dense-hd64-full-2k-b8"]["FA3"] == "1.045"
+    assert table["dense-hd64-full-2k-b8"]["verdict"] == "best not judged without FA4, cuDNN"
+    assert (
+        "\n- dense-* on average: best, needs 1.00: not judged, as only 0 of 26 rows were measured beside FA4, cuDNN\n"
+        in (markdown(run, None))
+    )
+    assert [one.met for one in full_run().averages()] == []  # without any peer there is nothing to tell
+
+
+class DensePeer(SDPA):
+    """One of the best three, that lacks a row, or fails at it."""
+
+    def __init__(self, name, lack=None, fails=False):
+        self.name, self.lack, self.fails = name, lack, fails
+
+    def lacks(self, shape):
+        return self.lack
+
+    def prepare(self, inputs):
+        if self.fails:
+            raise RuntimeError("no memory")
+        return super().prepare(inputs)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([DensePeer("FA4"), DensePeer("cuDNN")], "meets"),
+        ([DensePeer("FA4", lack="no such thing"), DensePeer("cuDNN")], "meets"),
+        ([DensePeer("FA4", fails=True), DensePeer("cuDNN")], "best not judged without FA4"),
+        ([DensePeer("cuDNN")], "best not judged without FA4"),
+    ],
+)
+def test_a_peer_that_fails_may_have_been_the_best(others, said):
+    row = rows.Row("dense-test", SHAPES["full"], (Target("FA3", 1.0), Target(BEST, 1.0)))
+    clock = lambda call: (call(), 10.0)[1]  # noqa: E731
+    measurement = measure.Measurement(CPU, [DensePeer("FA3"), *others], 2, clock, lambda text: None)
+    result = measurement.measure(row, row.shape)
+    assert result.status == "measured" and verdict(result.verdicts()) == said
 
 
 def test_targets_do_not_judge_other_sizes():
@@ -408,6 +486,26 @@ def test_fa3_is_found_in_a_vllm_that_is_not_imported(tmp_path, monkeypatch):
     assert find_fa3() == tmp_path / "site" / "vllm" / LIBRARY
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert "does not load" in FA3(find_fa3()).available()
+
+
+def test_fa3_is_told_by_its_bytes_and_the_vllm_around_it(tmp_path):
+    digest = hashlib.sha256(b"no library").hexdigest()[:16]
+    library = tmp_path / "site" / "vllm" / LIBRARY
+    alone = tmp_path / LIBRARY.name
+    library.parent.mkdir(parents=True)
+    for path in (library, alone):
+        path.write_bytes(b"no library")
+        assert FA3(path).identity() == f"{path}, sha256 {digest}"  # no dist-info
+    for folder, name, version in (("vllm-0.26.0", "vllm", "0.26.0+cu130"), ("vllm_more-9.dist-info", "vllm-more", "9")):
+        place = tmp_path / "site" / f"{folder.removesuffix('.dist-info')}.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    assert FA3(library).identity() == f"{library}, sha256 {digest}, of vLLM 0.26.0+cu130"
+    assert FA3(alone).identity() == f"{alone}, sha256 {digest}"
+    elsewhere = library.parents[1] / "other" / LIBRARY.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"another one")
+    assert FA3(elsewhere).identity().endswith(", of vLLM 0.26.0+cu130") and digest not in FA3(elsewhere).identity()
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ class Measurement:
         for peer in (*self.peers, *own):
             if lack := peer.lacks(result.shape):
                 result.absent[peer.name] = lack
+                result.lacking.add(peer.name)
                 continue
             try:
                 theirs = [peer.prepare(one) for one in inputs]
@@ -125,6 +126,7 @@ class Measurement:
             name = peer.lists_name
             if lack := peer.lacks_lists(result.shape):
                 result.absent[name] = lack
+                result.lacking.add(name)
                 continue
             try:
                 visits = work.visits(peer.lists_tile).to(self.device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,6 +21,16 @@ def find_fa3() -> Path | None:
     spec = importlib.util.find_spec("vllm")
     places = [] if spec is None else spec.submodule_search_locations or []
     return next((file for place in places if (file := Path(place) / LIBRARY).is_file()), None)
+
+
+def _vllm_version(library: Path) -> str | None:
+    """Of the vLLM that the library lies in, as it says itself beside its package; None where nothing does."""
+    folders = library.absolute().parents
+    package = folders[len(LIBRARY.parts) - 1]
+    if package.name != "vllm" or not package.parent.is_dir():
+        return None
+    found = importlib.metadata.distributions(name="vllm", path=[str(package.parent)])
+    return next((one.version for one in found), None)
 
 
 class FA3:
@@ -44,10 +54,9 @@ class FA3:
         return f"{self.path} has no op _vllm_fa3_C::{missing[0]}" if missing else None
 
     def identity(self) -> str:
-        if self.path == find_fa3():
-            with suppress(importlib.metadata.PackageNotFoundError):  # as where vLLM was only unpacked
-                return f"{self.path}, of vLLM {importlib.metadata.version('vllm')}"
-        return str(self.path)
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        version = _vllm_version(self.path)
+        return f"{self.path}, sha256 {digest[:16]}" + (f", of vLLM {version}" if version else "")
 
     def lacks(self, shape: Shape) -> str | None:
         return None

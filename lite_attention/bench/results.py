@@ -24,7 +24,8 @@ class RowResult:
     """One row: its times by contender, or why there are none.
 
     `shape` is that of the row, or smaller. `absent` says of each peer without a time why it has none, `method` how it
-    was timed. `visited` is the share of the visible tiles that skip lists visit, None in rows without lists.
+    was timed. `lacking` has those of `absent` that said beforehand that they can't compute the row. `visited` is the
+    share of the visible tiles that skip lists visit, None in rows without lists.
     """
 
     row: Row
@@ -34,6 +35,7 @@ class RowResult:
     method: str | None = None
     times: dict[str, Time] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    lacking: set[str] = field(default_factory=set)
     agreements: list[Agreement] = field(default_factory=list)
     visited: float | None = None
 
@@ -58,7 +60,7 @@ class RowResult:
 
     def verdicts(self) -> list[Verdict]:
         """Targets hold for the row at its full size, none at another."""
-        return judge(self.row.targets, self.microseconds) if self.shape == self.row.shape else []
+        return judge(self.row.targets, self.microseconds, self.lacking) if self.shape == self.row.shape else []
 
 
 @dataclass
@@ -79,10 +81,12 @@ class Run:
         return [row for row in self.rows if row.status in WRONG]
 
     def averages(self) -> list[AverageVerdict]:
-        """Those of which some row was measured, at full size."""
-        times = {row.name: {} for row in ROWS}
-        times |= {one.row.name: one.microseconds for one in self.rows if one.shape == one.row.shape}
-        return [one for average in AVERAGES if (one := judge_average(average, times)).measured]
+        """Those of which some row was measured, at full size, beside some peer that the average is about."""
+        full = {one.row.name: one for one in self.rows if one.shape == one.row.shape}
+        times = {row.name: full[row.name].microseconds if row.name in full else {} for row in ROWS}
+        lacking = {name: one.lacking for name, one in full.items()}
+        judged = [judge_average(average, times, lacking) for average in AVERAGES]
+        return [one for one in judged if one.measured or one.without]
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(_plain(self._as_dict()), indent=1, allow_nan=False) + "\n")
@@ -121,6 +125,7 @@ def _row_as_dict(result: RowResult) -> dict[str, object]:
         "unit": result.row.unit,
         "rates": {name: result.rate(name) for name in result.times},
         "absent": result.absent,
+        "lacking": sorted(result.lacking),
         "agreements": [asdict(one) | {"right": one.right} for one in result.agreements],
         "verdicts": [asdict(one) for one in result.verdicts()],
     }

@@ -60,20 +60,19 @@ def verdict(found: list[Verdict]) -> str:
     if not found:
         return "not at full size"
     below = [f"below {one.target}: {one.ratio:.3f}" for one in found if one.met is False]
-    unknown = [f"no {one.target.against}" for one in found if one.met is None]
+    unknown = [_unknown(one) for one in found if one.met is None]
     return ", ".join(below + unknown) or "meets"
 
 
 def average_line(one: AverageVerdict) -> str:
     """An average, as a sentence."""
+    against, beside = one.average.target.against, f" beside {', '.join(one.without)}" if one.without else ""
     if one.met is None:
-        judged = f"not judged, as only {one.measured} of {one.rows} rows were measured"
+        judged = f"not judged, as only {one.measured} of {one.rows} rows were measured{beside}"
     else:
         judged = "meets" if one.met else "below"
-    return (
-        f"{one.average.rows} on average: {one.ratio:.3f} x {one.average.target.against}, "
-        f"needs {one.average.target.at_least:.2f}: {judged}"
-    )
+    found = against if one.ratio is None else f"{one.ratio:.3f} x {against}"
+    return f"{one.average.rows} on average: {found}, needs {one.average.target.at_least:.2f}: {judged}"
 
 
 def markdown(run: Run, picture: str | None) -> str:
@@ -106,6 +105,11 @@ def markdown(run: Run, picture: str | None) -> str:
         *(f"- {average_line(one)}" for one in run.averages()),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _unknown(one: Verdict) -> str:
+    against = one.target.against
+    return f"{against} not judged without {', '.join(one.without)}" if one.without else f"no {against}"
 
 
 def _columns(run: Run) -> list[str]:
