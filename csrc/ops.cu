@@ -141,6 +141,29 @@ int64_t scheduler_metadata_size(int64_t batch, int64_t total_q, int64_t max_seql
   return words;
 }
 
+// Of the M tiles of queries that there can be, each visits so many KV tiles at most.
+int64_t most_tiles(const Lengths& lengths, int64_t max_seqlen_k, const Packing& packing, const sm90::Tile& tile) {
+  const int64_t tiles = (max_seqlen_k + tile.block_n - 1) / tile.block_n;
+  if (lengths.window_left < 0 || lengths.window_right < 0) return std::max<int64_t>(tiles, 1);
+  // From the first key that the tile's first query sees to the last one of its last.
+  const int64_t keys = int64_t{lengths.window_left} + lengths.window_right + packing.tokens_per_tile;
+  return std::max<int64_t>(std::min(tiles, (keys + tile.block_n - 2) / tile.block_n + 1), 1);
+}
+
+// Makes a plan, which counts the KV tiles of all M tiles in 32 bits. The host knows bounds of the lengths alone.
+void make_plan(const Tensor& plan, const sm90::PlanBounds& bounds, const Lengths& lengths, int64_t max_seqlen_k,
+               const sm90::WholeSequences& whole, const Packing& packing, const sm90::Tile& tile, bool never_split,
+               cudaStream_t stream) {
+  const int64_t tiles = most_tiles(lengths, max_seqlen_k, packing, tile);
+  STD_TORCH_CHECK(tiles <= INT_MAX / std::max(bounds.max_entries, 1), "lite_attention: max_seqlen_k: got ",
+                  max_seqlen_k, ", with which up to ", bounds.max_entries, " tiles of queries visit up to ", tiles,
+                  " tiles of keys each; needs at most ", INT_MAX,
+                  " in all: a smaller max_seqlen_k where no sequence has so many keys, or a batch split into several");
+  check_cuda(
+      sm90::launch_plan(static_cast<int*>(plan.data_ptr()), bounds, lengths, whole, packing, tile, never_split, stream),
+      "launching the plan");
+}
+
 sm90::WholeSequences whole_sequences(int64_t min_context, const OptionalTensor& whole, int64_t batch) {
   const void* marked = whole ? contiguous_data(*whole, "whole", ScalarType::Bool, {batch}) : nullptr;
   return {int(std::min<int64_t>(min_context, INT_MAX)), static_cast<const bool*>(marked)};
@@ -169,10 +192,8 @@ void get_scheduler_metadata(Tensor metadata, OptionalTensor cu_seqlens_q, Option
                   int_data(seqused_k, "seqused_k"),
                   int(window_left),
                   int(window_right)};
-  check_cuda(sm90::launch_plan(static_cast<int*>(metadata.data_ptr()), bounds, lengths,
-                               whole_sequences(min_context, whole, batch), selection.packing, selection.tile,
-                               num_splits == 1, current_stream(device)),
-             "launching the plan");
+  make_plan(metadata, bounds, lengths, max_seqlen_k, whole_sequences(min_context, whole, batch), selection.packing,
+            selection.tile, num_splits == 1, current_stream(device));
 }
 
 // What all forward ops are given.
@@ -187,6 +208,12 @@ struct Call {
 
   bool varlen_q() const { return cu_seqlens_q.has_value(); }
   bool paged() const { return block_table.has_value(); }
+  bool k_batched() const { return !paged() && k.dim() == 4; }
+  // No sequence has more keys.
+  int64_t longest_k() const {
+    if (k_batched()) return k.size(1);
+    return paged() ? max_seqlen_k : std::min(max_seqlen_k, k.size(0));
+  }
   int64_t batch() const { return varlen_q() ? cu_seqlens_q->size(0) - 1 : q.size(0); }
   int64_t total_q() const { return varlen_q() ? q.size(0) : q.size(0) * q.size(1); }
   Heads heads() const { return {q.size(q.dim() - 2), k.size(k.dim() - 2)}; }
@@ -217,7 +244,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   const int device = q.get_device_index();
   cudaStream_t stream = current_stream(device);
   const bool varlen_q = call.varlen_q(), paged = call.paged();
-  const bool k_batched = !paged && k.dim() == 4;
+  const bool k_batched = call.k_batched();
   const sm90::ElementType element = element_of(call.out);
   const int planned_heads = params.lengths.lists.heads;
   const sm90::PlanBounds bounds(int(call.batch()) * planned_heads, call.total_q() * planned_heads,
@@ -229,7 +256,7 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
   params.sinks = head_data(call.sinks, "sinks", call.heads().q);
   params.lengths = {int(call.batch()),
                     varlen_q ? 0 : int(q.size(1)),
-                    int(k_batched ? k.size(1) : call.max_seqlen_k),
+                    int(call.longest_k()),
                     int_data(call.cu_seqlens_q, "cu_seqlens_q"),
                     int_data(call.cu_seqlens_k, "cu_seqlens_k"),
                     int_data(call.seqused_k, "seqused_k"),
@@ -292,9 +319,8 @@ void attend(const Call& call, const Selection& selection, FwdParams& params) {
     check_plan(*plan, bounds);
   } else {
     plan = torch::stable::new_empty(q, {bounds.words()}, ScalarType::Int);
-    check_cuda(sm90::launch_plan(static_cast<int*>(plan->data_ptr()), bounds, params.lengths, {}, params.packing,
-                                 kernel.tile, call.whole_rows, stream),
-               "launching the plan");
+    make_plan(*plan, bounds, params.lengths, call.longest_k(), {}, params.packing, kernel.tile, call.whole_rows,
+              stream);
   }
   params.plan = static_cast<int*>(plan->data_ptr());
   std::optional<Tensor> partial;  // alive until the launch

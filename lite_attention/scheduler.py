@@ -56,7 +56,8 @@ def get_scheduler_metadata(
     Args:
         batch_size: sequences in the batch.
         max_seqlen_q: the longest query. It chooses the kernel (decode or prefill), so it must be that of the calls.
-        max_seqlen_k: the length of all keys where neither `cu_seqlens_k` nor `seqused_k` is given.
+        max_seqlen_k: no smaller than the longest key length; the length of all keys where neither `cu_seqlens_k` nor
+            `seqused_k` is given.
         num_heads, num_heads_k, head_dim: of the layers.
         cu_seqlens_q: (batch_size + 1,) int32 on the GPU; None where all queries are `max_seqlen_q` long.
         total_q: rows of packed q, or more; needed with `cu_seqlens_q`.
@@ -80,6 +81,8 @@ def get_scheduler_metadata(
         ValueError: `total_q` is missing; `num_splits`, `page_size` or `min_context` is out of range; there is no
             `q_dtype` or no `kv_dtype` like that; `whole` is not of the batch; `out` is too small or no int32 GPU
             tensor.
+        RuntimeError: the step may have more tiles than 32 bits count, by `max_seqlen_k` and the window. Over a million
+            keys that takes more than 150,000 tiles of queries: so many sequences that decode, or millions of tokens.
     """
     check_num_splits(num_splits)
     if page_size is not None and page_size < 1:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from lite_attention import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from lite_attention.problem import as_bytes
 
 DEVICE = "cuda"
 HUGE_PAGE = 2**31 - 1
 FP8 = torch.float8_e4m3fn
+# Of all heads, in a call whose mean error is judged: the elements of a row err together, by its weights, and the mean
+# over a few rows is now and then larger than that of the formula for no other reason than chance.
+LEAST_ROWS = 16
 
 
 @dataclass
@@ -21,6 +27,7 @@ class Case:
     args: tuple
     kwargs: dict
     sequences: list = field(default_factory=list)  # (q (sq, h, d), k (sk, h_k, d), v) each, clean, as they are stored
+    cached: bool = False  # its keys are in a KV cache
 
     def run(self, backend=None, **extra):
         return self.call(*self.args, **self.kwargs, return_softmax_lse=True, backend=backend, **extra)
@@ -72,15 +79,16 @@ def plain_attention(q, k, v, scale, causal, window, softcap=0.0, slopes=None, si
 def check(case: Case, out, lse):
     """max|out - ref| <= 2 max|plain - ref| + 2 max|ref + 0.3 - 0.3 - ref| in each sequence; lse within fp32's noise.
 
-    With a softcap 3 times the error of plain, and an lse within that of a tanh of 11 bits; with FP8 queries within
-    `fp8_sum_error`.
+    With a KV cache also mean|out - ref| <= 1.5 mean|plain - ref| over the call. With a softcap half as much again of
+    the errors of plain, and an lse within that of a tanh of 11 bits; with FP8 queries within `fp8_sum_error`.
     """
     kwargs = case.kwargs
     causal, window = kwargs.get("causal", False), kwargs.get("window_size", (-1, -1))
     softcap, slopes, sinks = kwargs.get("softcap", 0.0), kwargs.get("alibi_slopes"), kwargs.get("sinks")
     assert not torch.isnan(out).any(), "NaN in the output"
     assert not torch.isnan(lse).any(), "NaN in the log-sum-exp"
-    row = 0
+    more = 1.5 if softcap else 1.0
+    row, judged, sums = 0, 0, torch.zeros(2, dtype=torch.float64, device=out.device)
     for b, (q, k, v) in enumerate(case.sequences):
         sq = q.shape[0]
         varlen = out.dim() == 3
@@ -94,9 +102,12 @@ def check(case: Case, out, lse):
         values = [case.value(name, x, b) for name, x in zip("qkv", (q, k, v), strict=True)]
         ref, ref_lse = plain_attention(*values, scale, causal, window, **mods)
         plain, _ = plain_attention(*(x.to(got.dtype) for x in values), scale, causal, window, **mods)
-        error = (got.float() - ref).abs().max().item()
+        errors, plain_errors = (got.float() - ref).abs(), (plain.float() - ref).abs()
+        judged += sq * q.shape[1]
+        sums += torch.stack([errors.sum(dtype=torch.float64), plain_errors.sum(dtype=torch.float64)])
+        error = errors.max().item()
         rounding = (ref + 0.3 - 0.3 - ref).abs().max().item()
-        allowed = (3 if softcap else 2) * (plain.float() - ref).abs().max().item() + 2 * rounding + 1e-5
+        allowed = 2 * more * plain_errors.max().item() + 2 * rounding + 1e-5
         assert error <= allowed, f"sequence {b}, sq {sq}, sk {k.shape[0]}: error {error:.2e}, allowed {allowed:.2e}"
         nothing = torch.isinf(ref_lse)
         assert torch.equal(nothing, torch.isinf(got_lse) & (got_lse < 0)), f"sequence {b}: rows that see no key"
@@ -106,6 +117,24 @@ def check(case: Case, out, lse):
         if q.dtype == FP8:
             tolerance += scale * fp8_sum_error(*values[:2])
         torch.testing.assert_close(got_lse[~nothing], ref_lse[~nothing], atol=tolerance, rtol=1e-4)
+    if case.cached and judged >= LEAST_ROWS:
+        error, allowed = (sums / (judged * out.shape[-1])).tolist()
+        allowed = 1.5 * more * allowed + 1e-7
+        assert error <= allowed, f"mean error {error:.2e}, allowed {allowed:.2e}"
+
+
+def check_in_parts(case: Case, out, lse, rows=64):
+    """`check` of one causal sequence, a head and some rows at a time: the formula would need memory for all scores."""
+    ((q, k, v),) = case.sequences
+    out, lse = (out[0], lse[0]) if out.dim() == 4 else (out, lse)
+    group = q.shape[1] // k.shape[1]
+    for head in range(q.shape[1]):
+        heads, heads_k = slice(head, head + 1), slice(head // group, head // group + 1)
+        for first in range(0, len(q), rows):
+            some = slice(first, min(first + rows, len(q)))
+            seen = len(k) - len(q) + some.stop
+            part = q[some, heads], k[:seen, heads_k], v[:seen, heads_k]
+            check(replace(case, sequences=[part]), out[some, heads], lse[heads, some])
 
 
 def fp8_sum_error(q, k):
@@ -147,6 +176,20 @@ def make_sequences(lens_q, lens_k, heads, heads_k, d, dtype, seed, kv_dtype=None
     ]
 
 
+@contextmanager
+def poisoned_scratch() -> Iterator[None]:
+    """What is allocated meanwhile, by C++ as by Python, holds NaN or the largest int, as PyTorch fills it for this."""
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+
+
 def joined(join, tensors):
     """torch.cat or torch.stack, of FP8 too."""
     if tensors[0].dtype != FP8:
@@ -185,13 +228,13 @@ def pages(sequences, page_size, *, generator_seed=0, by_head=False, one_memory=T
     if not one_memory:
         k_cache, v_cache = k_cache.contiguous(), v_cache.contiguous()
     table = torch.full((len(sequences), max(counts) + 2), HUGE_PAGE, device=DEVICE, dtype=torch.int32)
-    for b, (_, k, v) in enumerate(sequences):
-        for i in range(counts[b]):
-            page = order.pop()
-            table[b, i] = page
-            some = slice(i * page_size, (i + 1) * page_size)
-            n = k[some].shape[0]
-            k_cache[page, :n], v_cache[page, :n] = k[some], v[some]
+    for b, (_, *keys) in enumerate(sequences):
+        own = torch.tensor([order.pop() for _ in range(counts[b])], dtype=torch.int64, device=DEVICE)
+        table[b, : counts[b]] = own
+        for x, cache in zip(keys, (k_cache, v_cache), strict=True):
+            whole = poisoned(counts[b] * page_size, heads_k, d, dtype=dtype)
+            whole[: len(x)] = x
+            as_bytes(cache)[own] = as_bytes(whole).view(counts[b], page_size, heads_k, d)
     return k_cache, v_cache, table
 
 
@@ -201,7 +244,8 @@ def paged(sequences, page_size, **kwargs):
     k_cache, v_cache, table = pages(sequences, page_size, **layout)
     q = joined(torch.cat, [s[0] for s in sequences])
     args = (q, k_cache, v_cache, starts(lens_q), None, max(lens_q), max(lens_k))
-    return Case(flash_attn_varlen_func, args, {"seqused_k": ints(lens_k), "block_table": table} | kwargs, sequences)
+    kwargs = {"seqused_k": ints(lens_k), "block_table": table} | kwargs
+    return Case(flash_attn_varlen_func, args, kwargs, sequences, cached=True)
 
 
 def kvcache(sequences, capacity, **kwargs):
@@ -212,4 +256,44 @@ def kvcache(sequences, capacity, **kwargs):
     for b, (_, k, v) in enumerate(sequences):
         k_cache[b, : k.shape[0]], v_cache[b, : v.shape[0]] = k, v
     kwargs["cache_seqlens"] = ints([s[1].shape[0] for s in sequences])
-    return Case(flash_attn_with_kvcache, (q, k_cache, v_cache), kwargs, sequences)
+    return Case(flash_attn_with_kvcache, (q, k_cache, v_cache), kwargs, sequences, cached=True)
+
+
+def kvcache_pages(sequences, page_size, new=0, **kwargs):
+    """The same call over scattered pages.
+
+    The last `new` keys of each sequence, which has no fewer, come as k and v; the cache has NaN in their place.
+    """
+    q = joined(torch.stack, [s[0] for s in sequences])
+    k_cache, v_cache, table = pages(sequences, page_size, by_head=kwargs.pop("by_head", False))
+    lens_k = [s[1].shape[0] - new for s in sequences]
+    if new:
+        kwargs["k"], kwargs["v"] = (joined(torch.stack, [s[i][-new:] for s in sequences]) for i in (1, 2))
+        place = torch.tensor([[n + i for i in range(new)] for n in lens_k], device=DEVICE)
+        page = table.gather(1, place // page_size).long()
+        for cache in (k_cache, v_cache):
+            nothing = poisoned(*place.shape, *cache.shape[2:], dtype=cache.dtype)
+            as_bytes(cache)[page, place % page_size] = as_bytes(nothing)
+    kwargs |= {"cache_seqlens": ints(lens_k), "block_table": table}
+    return Case(flash_attn_with_kvcache, (q, k_cache, v_cache), kwargs, sequences, cached=True)
+
+
+def a_million_keys(seqlen_q, heads, layout, kv_dtype=None, **kwargs):
+    """2^20 + 7 of them, of one head, and causal queries at their end.
+
+    Four keys, the first and the last among them, are such that a row of a head has most of its weight there: where one
+    is missed, or another is read for it, the result is another one. Of the others each has next to no weight.
+    """
+    keys = 2**20 + 7
+    sequences = make_sequences([seqlen_q], [keys], heads, 1, 128, torch.bfloat16, 24, kv_dtype)
+    ((q, k, _),) = sequences
+    for head, place in enumerate((0, 2**19 + 5, 2**20, keys - 1)):
+        row = max(place - (keys - seqlen_q), seqlen_q // 2)
+        query = q[row, head % heads].float()
+        score = query.norm() ** 2 * q.shape[-1] ** -0.5
+        k[place, 0] = (query * (15 / score)).to(k.dtype)  # the million others have an lse of 14.4
+    if layout == "paged":
+        return paged(sequences, 16, causal=True, **kwargs)
+    if layout == "packed":
+        return packed(sequences, causal=True, **kwargs)
+    return kvcache(sequences, keys + 100, causal=True, **kwargs)

@@ -94,7 +94,8 @@ class Step:
                 sequences.append((q[:, heads], k, v))
             descales = {name: x[:, head : head + 1] for name, x in self.descales.items()}
             sinks_of = {} if sinks is None else {"sinks": sinks[heads]}
-            case = accuracy.Case(None, (), {"causal": True} | descales | sinks_of | kwargs, sequences)
+            kwargs_of = {"causal": True} | descales | sinks_of | kwargs
+            case = accuracy.Case(None, (), kwargs_of, sequences, cached=True)
             accuracy.check(case, out[:, heads], lse[heads])
 
 

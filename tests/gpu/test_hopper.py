@@ -20,6 +20,14 @@ MASKS = [
     {"window_size": (-1, 50)},
     {"window_size": (0, 0)},
 ]
+# The layouts of random calls, by the kind of tile that serves them: that of decode where there are few rows, else that
+# of pages where keys are in pages or rows are computed whole, else one where there is no mask and one where there is.
+LAYOUTS = {
+    "decode": ("fixed", "packed", "paged", "kvcache"),
+    "prefill": ("fixed", "packed", "kvcache"),
+    "full": ("fixed", "packed", "kvcache"),
+    "paged": ("paged", "packed", "paged", "kvcache"),
+}
 every_kernel = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 every_head_dim = pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 
@@ -42,37 +50,62 @@ def modifications(rng, heads, batch, likely=0.25):
     return kwargs
 
 
-@every_kernel
-@every_head_dim
-@pytest.mark.parametrize("layout", ["fixed", "packed", "paged", "kvcache"])
-@pytest.mark.parametrize("seed", range(16))
-def test_random_shapes(layout, head_dim, dtype, seed):
-    rng = py_random.Random(f"{layout} {head_dim} {dtype} {seed}")
-    heads, heads_k = rng.choice(HEADS)
-    mask = rng.choice(MASKS)
-    batch = rng.randint(1, 5)
-    decode = rng.random() < 0.4
-    lens_q = [rng.randint(1, 8) for _ in range(batch)] if decode else lengths(rng, batch, 700)
-    lens_k = lengths(rng, batch, 4000 if decode else 900)
+def random_lengths(rng, tile, layout, group):
+    """Of queries, so many that this kind of tile serves them, and of keys."""
+    batch, most = rng.randint(1, 5), 64 // group  # queries of a sequence that are decode's
+    if tile == "decode":
+        lens_q = [rng.choice([1, rng.randint(1, min(most, 8)), rng.randint(0, most)]) for _ in range(batch)]
+    else:
+        lens_q = [rng.randint(most + 1, 700), *lengths(rng, batch - 1, 700)]
+    lens_k = lengths(rng, batch, 4000 if tile == "decode" else 900)
+    lens_q[0], lens_k[0] = max(lens_q[0], 1), max(lens_k[0], 1)
     if layout in ("fixed", "kvcache"):
-        lens_q = [max(lens_q[0], 1)] * batch
+        lens_q = lens_q[:1] * batch
     if layout == "fixed":
-        lens_k = [max(lens_k[0], 1)] * batch
-    sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed)
-    kwargs = dict(mask) | modifications(rng, heads, batch)
+        lens_k = lens_k[:1] * batch
+    return lens_q, lens_k
+
+
+def random_case(rng, tile, modified, seed, head_dim, dtype, kv_dtype=None, scales=lambda rng, batch, heads_k: {}):
+    """A call that this kind of tile serves: `modified` if with softcap or ALiBi slopes, as these have other kernels.
+
+    `scales` gives it what FP8 has more.
+    """
+    layout = LAYOUTS[tile][seed % len(LAYOUTS[tile])]
+    # Of a single row in fp16 the formula's error may be less by chance than that of a tanh of 11 bits.
+    heads, heads_k = rng.choice(HEADS[1:] if modified else HEADS)
+    lens_q, lens_k = random_lengths(rng, tile, layout, heads // heads_k)
+    sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed, kv_dtype)
+    kwargs = dict(rng.choice({"full": MASKS[:1], "prefill": MASKS[1:]}.get(tile, MASKS)))
+    more = modifications(rng, heads, len(lens_q), 0.5 if modified else 0.25)
+    if not modified:
+        more = {name: x for name, x in more.items() if name == "sinks"}
+    elif not more.keys() & {"softcap", "alibi_slopes"}:
+        more["softcap"] = 15.0
+    kwargs |= more | scales(rng, len(lens_q), heads_k)
     if rng.random() < 0.3:
         kwargs["softmax_scale"] = rng.choice([0.05, 0.3])
-    if rng.random() < 0.2:
+    whole = rng.random() < 0.2 if tile == "decode" or layout == "paged" else tile == "paged"
+    if whole:
         kwargs["num_splits"] = 1
     if layout == "fixed":
-        case = accuracy.fixed(sequences, **kwargs)
-    elif layout == "packed":
-        case = accuracy.packed(sequences, slack=rng.choice([0, 3, 130]), **kwargs)
-    elif layout == "paged":
-        page_size = rng.choice([16, 32, 48, 64, 80, 128, 256, 1024])
-        case = accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, one_memory=rng.random() < 0.7, **kwargs)
-    else:
-        case = accuracy.kvcache(sequences, max(lens_k) + rng.randint(1, 200), **kwargs)
+        return accuracy.fixed(sequences, **kwargs)
+    if layout == "packed":
+        return accuracy.packed(sequences, slack=rng.choice([0, 3, 130]), **kwargs)
+    if layout == "kvcache":
+        return accuracy.kvcache(sequences, max(lens_k) + rng.randint(1, 200), **kwargs)
+    page_size = rng.choice([16, 32, 48, 64, 80, 128, 256, 1024])
+    return accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, one_memory=rng.random() < 0.7, **kwargs)
+
+
+@every_kernel
+@every_head_dim
+@pytest.mark.parametrize("modified", [False, True], ids=["plain", "modified"])
+@pytest.mark.parametrize("tile", LAYOUTS)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_shapes(tile, modified, head_dim, dtype, seed):
+    rng = py_random.Random(f"{tile} {modified} {head_dim} {dtype} {seed}")
+    case = random_case(rng, tile, modified, seed, head_dim, dtype)
     accuracy.check(case, *case.run())
 
 
@@ -88,6 +121,12 @@ def test_long_decode_is_split_and_summed(head_dim, dtype, page_size):
         again = case.run()
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
+    with accuracy.poisoned_scratch():
+        assert first[0].new_empty(8).isnan().all()
+        assert (first[0].new_empty(8, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
+        again = case.run()  # neither parts nor the plan are read where they were not written
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
 
 
 @every_kernel
@@ -188,7 +227,42 @@ def test_cache_append():
     accuracy.check(case, *case.run())
 
 
-def test_cache_of_more_than_2_to_the_31_elements():
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("page_size", [16, 48, 256])
+@pytest.mark.parametrize("appended", [False, True])
+@pytest.mark.parametrize("seqlen_q", [1, 3, 100])
+def test_cache_of_pages(seqlen_q, appended, page_size, by_head):
+    """flash_attn_with_kvcache over a block table. What is appended goes to its place, across pages, nowhere else."""
+    new = seqlen_q if appended else 0
+    lens_k = [n + new for n in (500, 0, 63, 1)]
+    sequences = accuracy.make_sequences([seqlen_q] * 4, lens_k, 8, 2, 128, torch.bfloat16, 20)
+    case = accuracy.kvcache_pages(sequences, page_size, new, causal=True, by_head=by_head)
+    accuracy.check(case, *case.run())
+    for cache, whole in zip(case.args[1:], accuracy.pages(sequences, page_size, by_head=by_head), strict=False):
+        torch.testing.assert_close(cache, whole, rtol=0, atol=0, equal_nan=True)
+
+
+@every_head_dim
+@pytest.mark.parametrize("shared_metadata", [False, True], ids=["own-plan", "metadata"])
+@pytest.mark.parametrize("lens_q", [[1, 2, 1, 1], [300, 0, 77, 5]], ids=["few", "many"])
+def test_lengths_of_keys_in_pages_by_cu_seqlens_k(lens_q, shared_metadata, head_dim):
+    """Where sequences would begin in packed keys says nothing over pages: only the differences count."""
+    lens_k = [1000, 0, 333, 16]
+    sequences = accuracy.make_sequences(lens_q, lens_k, 8, 2, head_dim, torch.bfloat16, 21)
+    case = accuracy.paged(sequences, 16, causal=True)
+    q, k, v, starts, _, longest_q, longest_k = case.args
+    starts_k = accuracy.starts(lens_k) + 12345
+    case.args = (q, k, v, starts, starts_k, longest_q, longest_k)
+    del case.kwargs["seqused_k"]
+    if shared_metadata:
+        case.kwargs["scheduler_metadata"] = get_scheduler_metadata(
+            4, longest_q, longest_k, 8, 2, head_dim, cu_seqlens_q=starts, total_q=len(q), cu_seqlens_k=starts_k,
+            causal=True, page_size=16,
+        )  # fmt: skip
+    accuracy.check(case, *case.run())
+
+
+def test_cache_of_more_than_2_to_the_31_elements(large):
     heads_k, d, page_size = 8, 128, 16
     count = 2**31 // (page_size * heads_k * d) + 4096
     cache = torch.empty(count, page_size, heads_k, 2 * d, device="cuda", dtype=torch.bfloat16)
@@ -200,14 +274,66 @@ def test_cache_of_more_than_2_to_the_31_elements():
     v_cache[chosen.long()] = v.view(100, page_size, heads_k, d)
     args = (sequences[0][0], k_cache, v_cache, accuracy.starts([1]), None, 1, 1600)
     kwargs = {"seqused_k": accuracy.ints([1600]), "block_table": chosen[None], "causal": True}
-    case = accuracy.Case(accuracy.flash_attn_varlen_func, args, kwargs, sequences)
+    case = accuracy.Case(accuracy.flash_attn_varlen_func, args, kwargs, sequences, cached=True)
     accuracy.check(case, *case.run())
+
+
+def dense_caches(batch, capacity, heads_k=8, d=128):
+    """K and V (batch, capacity, heads_k, d) side by side in one memory of more than 2^31 elements, not initialised."""
+    memory = torch.empty(batch, capacity, 2 * heads_k, d, device="cuda", dtype=torch.bfloat16)
+    assert memory.numel() > 2**31
+    return memory[:, :, :heads_k], memory[:, :, heads_k:]
+
+
+def test_dense_cache_whose_rows_begin_past_2_to_the_31_elements(large):
+    batch = 65
+    k_cache, v_cache = dense_caches(batch, 2**14 + 256)
+    assert (batch - 1) * k_cache.stride(0) > 2**31
+    lens_k = [1 + 37 * b % 700 for b in range(batch)]
+    for seqlen_q in (1, 70):
+        sequences = accuracy.make_sequences([seqlen_q] * batch, lens_k, 32, 8, 128, torch.bfloat16, 22)
+        for b, (_, k, v) in enumerate(sequences):
+            for cache, x in ((k_cache, k), (v_cache, v)):
+                cache[b, : len(x)], cache[b, len(x) : len(x) + 300] = x, torch.nan
+        kwargs = {"cache_seqlens": accuracy.ints(lens_k), "causal": True}
+        q = torch.stack([s[0] for s in sequences])
+        case = accuracy.Case(accuracy.flash_attn_with_kvcache, (q, k_cache, v_cache), kwargs, sequences, cached=True)
+        accuracy.check(case, *case.run())
+
+
+def test_dense_cache_whose_last_tokens_lie_past_2_to_the_31_elements(large):
+    """Through a window, so that only those are read."""
+    capacity, tokens = 2**20 + 4096, 2048
+    k_cache, v_cache = dense_caches(1, capacity)
+    end = capacity - 5
+    assert (end - tokens) * k_cache.stride(1) > 2**31
+    for seqlen_q in (1, 300):
+        sequences = accuracy.make_sequences([seqlen_q], [tokens], 32, 8, 128, torch.bfloat16, 23)
+        ((q, k, v),) = sequences  # the end of the sequence, which is all that the window shows
+        for cache, x in ((k_cache, k), (v_cache, v)):
+            cache[0, end - tokens : end], cache[0, end:] = x, torch.nan
+        kwargs = {"cache_seqlens": accuracy.ints([end]), "causal": True, "window_size": (1000, 0)}
+        args = (q[None], k_cache, v_cache)
+        case = accuracy.Case(accuracy.flash_attn_with_kvcache, args, kwargs, sequences, cached=True)
+        accuracy.check(case, *case.run())
 
 
 def test_long_context():
     sequences = accuracy.make_sequences([3], [300_007], 4, 1, 128, torch.bfloat16, 8)
     case = accuracy.paged(sequences, 16, causal=True)
     accuracy.check(case, *case.run())
+
+
+@pytest.mark.parametrize("layout", ["paged", "kvcache"])
+def test_decode_over_a_million_keys(layout, large):
+    case = accuracy.a_million_keys(1, 4, layout)
+    accuracy.check_in_parts(case, *case.run())
+
+
+@pytest.mark.parametrize("layout", ["paged", "packed"])
+def test_the_last_queries_of_a_million_keys(layout, large):
+    case = accuracy.a_million_keys(300, 2, layout)
+    accuracy.check_in_parts(case, *case.run())
 
 
 @pytest.mark.parametrize("layout", ["no batch", "no keys", "no keys used"])
@@ -343,6 +469,23 @@ def test_the_check_catches_what_is_planted(planted):
         accuracy.check(case, *wrong.run())
 
 
+def test_the_check_of_a_kv_cache_catches_errors_that_are_larger_everywhere():
+    """1.7 times those of the formula: the largest is within its bound."""
+    sequences = accuracy.make_sequences([8, 8], [500, 300], 8, 2, 128, torch.bfloat16, 26)
+    case = accuracy.paged(sequences, 16, causal=True, softmax_scale=0.3)
+    out, lse = case.run()
+    accuracy.check(case, out, lse)
+    worse = []
+    for sequence in sequences:
+        exact, plain = (
+            accuracy.plain_attention(*tensors, 0.3, True, (-1, -1))[0]
+            for tensors in ([x.float() for x in sequence], sequence)
+        )
+        worse.append((exact + 1.7 * (plain.float() - exact)).to(out.dtype))
+    with pytest.raises(AssertionError, match="mean error"):
+        accuracy.check(case, torch.cat(worse), lse)
+
+
 @pytest.mark.parametrize("change", ["head_dim", "dtype", "page_size"])
 def test_unsupported_shapes_are_refused(change):
     d = 68 if change == "head_dim" else 64
@@ -351,6 +494,37 @@ def test_unsupported_shapes_are_refused(change):
     case = accuracy.paged(sequences, 8 if change == "page_size" else 16)
     with pytest.raises(NotImplementedError, match="Hopper"):
         case.run()
+
+
+@pytest.mark.parametrize("shared_metadata", [False, True], ids=["own-plan", "metadata"])
+def test_a_batch_of_more_tiles_than_a_plan_can_count_is_refused(shared_metadata):
+    """By the lengths that the host knows of, which may be large where keys are few: not where it knows of fewer."""
+    batch, page_size, heads, heads_k, d = 260, 1 << 15, 8, 2, 128
+    q, k, v = accuracy.make_sequences([batch], [100], heads, heads_k, d, torch.bfloat16, 25)[0]
+    cache = accuracy.poisoned(1, page_size, heads_k, 2 * d, dtype=torch.bfloat16)
+    cache[0, :100, :, :d], cache[0, :100, :, d:] = k, v
+    table = torch.full((batch, page_size), accuracy.HUGE_PAGE, device="cuda", dtype=torch.int32)
+    table[:, 0] = 0  # all have the same keys
+    starts, used = accuracy.starts([1] * batch), accuracy.ints([100] * batch)
+
+    def run(max_seqlen_k, window_size=(-1, -1)):
+        kwargs = {"causal": True, "window_size": window_size, "seqused_k": used}
+        if shared_metadata:
+            kwargs["scheduler_metadata"] = get_scheduler_metadata(
+                batch, 1, max_seqlen_k, heads, heads_k, d, cu_seqlens_q=starts, total_q=batch, page_size=page_size,
+                **kwargs,
+            )  # fmt: skip
+        args = (q, cache[..., :d], cache[..., d:], starts, None, 1, max_seqlen_k)
+        case = accuracy.Case(accuracy.flash_attn_varlen_func, args, kwargs | {"block_table": table})
+        return case, *case.run()
+
+    with pytest.raises(RuntimeError, match=r"max_seqlen_k: got 1073741824.* a batch split"):
+        run(1 << 30)
+    for how in ((1 << 20,), (1 << 30, (50, 0))):
+        case, out, lse = run(*how)
+        some = [0, 131, batch - 1]
+        case.sequences = [(q[b : b + 1], k, v) for b in some]
+        accuracy.check(case, out[some], lse[:, some])
 
 
 def test_strides_that_tma_cannot_walk_are_refused():

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import random as py_random
+from functools import partial
 
 import accuracy
 import pytest
 import torch
-from test_hopper import HEADS, MASKS, every_head_dim, lengths, modifications
+from test_hopper import LAYOUTS, every_head_dim, random_case
 
 from lite_attention import flash_attn_func, get_scheduler_metadata
 
@@ -35,34 +36,12 @@ def scales(rng, batch, heads_k, dtype):
 
 @every_kernel
 @every_head_dim
-@pytest.mark.parametrize("layout", ["fixed", "packed", "paged", "kvcache"])
-@pytest.mark.parametrize("seed", range(10))
-def test_random_shapes(layout, head_dim, dtype, seed):
-    rng = py_random.Random(f"fp8 {layout} {head_dim} {dtype} {seed}")
-    heads, heads_k = rng.choice(HEADS)
-    batch = rng.randint(1, 5)
-    decode = rng.random() < 0.5
-    lens_q = [rng.randint(1, 8) for _ in range(batch)] if decode else lengths(rng, batch, 700)
-    lens_k = lengths(rng, batch, 4000 if decode else 900)
-    if layout in ("fixed", "kvcache"):
-        lens_q = [max(lens_q[0], 1)] * batch
-    if layout == "fixed":
-        lens_k = [max(lens_k[0], 1)] * batch
-    sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, seed, FP8)
-    kwargs = rng.choice(MASKS) | modifications(rng, heads, batch) | scales(rng, batch, heads_k, dtype)
-    if rng.random() < 0.3:
-        kwargs["softmax_scale"] = rng.choice([0.05, 0.3])
-    if rng.random() < 0.2:
-        kwargs["num_splits"] = 1
-    if layout == "fixed":
-        case = accuracy.fixed(sequences, **kwargs)
-    elif layout == "packed":
-        case = accuracy.packed(sequences, slack=rng.choice([0, 3, 130]), **kwargs)
-    elif layout == "paged":
-        page_size = rng.choice([16, 32, 48, 64, 80, 128, 256, 1024])
-        case = accuracy.paged(sequences, page_size, by_head=rng.random() < 0.5, one_memory=rng.random() < 0.7, **kwargs)
-    else:
-        case = accuracy.kvcache(sequences, max(lens_k) + rng.randint(1, 200), **kwargs)
+@pytest.mark.parametrize("modified", [False, True], ids=["plain", "modified"])
+@pytest.mark.parametrize("tile", LAYOUTS)
+@pytest.mark.parametrize("seed", range(5))
+def test_random_shapes(tile, modified, head_dim, dtype, seed):
+    rng = py_random.Random(f"fp8 {tile} {modified} {head_dim} {dtype} {seed}")
+    case = random_case(rng, tile, modified, seed, head_dim, dtype, FP8, partial(scales, dtype=dtype))
     accuracy.check(case, *case.run())
 
 
@@ -216,6 +195,21 @@ def test_cache_append(dtype):
     }
     case.sequences = sequences
     accuracy.check(case, *case.run())
+
+
+@every_kernel
+@pytest.mark.parametrize("seqlen_q", [1, 100])
+def test_append_to_pages(seqlen_q, dtype):
+    sequences = accuracy.make_sequences([seqlen_q] * 3, [n + seqlen_q for n in (500, 0, 63)], 8, 2, 128, dtype, 9, FP8)
+    case = accuracy.kvcache_pages(sequences, 16, seqlen_q, causal=True)
+    accuracy.check(case, *case.run())
+    for cache, whole in zip(case.args[1:], accuracy.pages(sequences, 16), strict=False):
+        torch.testing.assert_close(cache.float(), whole.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_decode_over_a_million_keys(large):
+    case = accuracy.a_million_keys(1, 4, "paged", FP8, v_descale=torch.tensor(0.5, device="cuda"))
+    accuracy.check_in_parts(case, *case.run())
 
 
 @every_kernel
