@@ -467,6 +467,23 @@ def test_the_check_catches_what_is_planted(planted):
         accuracy.check(case, *wrong.run())
 
 
+def test_the_check_of_a_kv_cache_catches_errors_that_are_larger_everywhere():
+    """1.7 times those of the formula: the largest is within its bound."""
+    sequences = accuracy.make_sequences([8, 8], [500, 300], 8, 2, 128, torch.bfloat16, 26)
+    case = accuracy.paged(sequences, 16, causal=True, softmax_scale=0.3)
+    out, lse = case.run()
+    accuracy.check(case, out, lse)
+    worse = []
+    for sequence in sequences:
+        exact, plain = (
+            accuracy.plain_attention(*tensors, 0.3, True, (-1, -1))[0]
+            for tensors in ([x.float() for x in sequence], sequence)
+        )
+        worse.append((exact + 1.7 * (plain.float() - exact)).to(out.dtype))
+    with pytest.raises(AssertionError, match="mean error"):
+        accuracy.check(case, torch.cat(worse), lse)
+
+
 @pytest.mark.parametrize("change", ["head_dim", "dtype", "page_size"])
 def test_unsupported_shapes_are_refused(change):
     d = 68 if change == "head_dim" else 64
