@@ -89,7 +89,9 @@ def test_without_skipping_it_is_dense_attention(ranks, method, name):
             epsilon = max(2 * torch.finfo(dtype).eps, 1e-5)  # the parts' outputs are rounded before they are merged
             assert got.dtype == dtype and got_lse.dtype == torch.float32
             assert_close(got.float(), part(out, rank, len(ranks)), rtol=epsilon, atol=epsilon)
-            assert_close(got_lse, part(lse, rank, len(ranks), dim=2), rtol=1e-6, atol=1e-5)
+            # The fused kernel of the CPU path sums bfloat16's exponentials a little less exactly.
+            lse_epsilon = 1e-5 if dtype == torch.float32 else 1e-4
+            assert_close(got_lse, part(lse, rank, len(ranks), dim=2), rtol=1e-6, atol=lse_epsilon)
 
 
 RING = {
