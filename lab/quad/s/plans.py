@@ -181,53 +181,78 @@ def quad(base, commit, python):
 
 
 def now(base, commit, python):
-    """The kernels of a decode step in one op: the suite, its table, vLLM's tests, code through vLLM."""
+    """Timed first and alone; then the suite, planted bugs, racecheck of lists, vLLM's tests, quality by layer, soaks."""
     jobs = {job["name"]: job for job in quad(base, commit, python)}
     fa3 = f"{base}/site/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"
     plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
-    only = " ".join(f"--only '{row}'" for row in ("decode-*", "pages-*", "fp8-*", "mixed-*", "varlen-*", "prefill-*"))
-    suite = dict(
-        name="suite", gpus=(0, 1, 2, 3), alone=True, needs=(base / "kernels",), env=plain, expect=60, limit=130,
-        command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts kernels --gpus 0,1,2,3 --lanes 1 "
-        "--seconds $((LIMIT - 6)) --job-seconds $((LIMIT - 6))",
-    )  # fmt: skip
-    table = dict(
-        name="table", gpus=(0,), alone=True, needs=(base / "prepared",), env=plain, expect=100, limit=140, after=("suite",),
-        command=f"{python} -m lite_attention.bench --peers fa3 --fa3 {fa3} --repetitions 20 --commit {commit} --out $O/decode {only}",
-    )  # fmt: skip
-    picked = [suite, table]
-    for name, gpus, after in (
-        ("test-llama", (1,), ("suite",)), ("code-lite", (2,), ("suite",)), ("code-flash", (3,), ("suite",)),
-        ("test-smollm2", (2,), ("code-lite",)), ("test-lists", (3,), ("code-flash",)),
-        ("test-fp8", (0,), ("table",)), ("test-isolation", (1, 2), ("test-llama", "test-smollm2")),
-    ):  # fmt: skip
-        picked.append(jobs[name] | dict(gpus=gpus, after=after))
-    smol = base / "models/SmolLM2-135M-Instruct"
-    texts = f"{base}/texts/code.txt {base}/texts/docs.txt {base}/texts/essays.txt"
+    count = os.cpu_count() or 64
+    timed = ("lists-lite", "lists-flash", "code-lite", "code-flash")
+    picked = [jobs[name] for name in timed]
     picked.append(
         dict(
-            name="q-calibrate", gpus=(0,), needs=(base / "warm", smol / "config.json"), after=("table",), expect=60, limit=200,
-            command=f"q='{python} -m lite_attention.quality {smol} {texts} --commit {commit} --context 8192 --positions 1024 --only loss'; "
-            "$q --eps 0.1 --calibrate $O/smol-0.1.toml --out $O/calibrate-0.1; "
-            "$q --eps 0.02 --calibrate $O/smol-0.02.toml --out $O/calibrate-0.02",
+            name="suite", gpus=(0, 1, 2, 3), alone=True, needs=(base / "kernels",), env=plain, expect=60, limit=130, after=timed,
+            command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts kernels --gpus 0,1,2,3 --lanes 1 "
+            "--seconds $((LIMIT - 6)) --job-seconds $((LIMIT - 6))",
+        )  # fmt: skip
+    )
+    picked.append(jobs["planted-build"] | dict(after=timed))
+    late = ("suite",)
+    picked.append(jobs["two_gpus"] | dict(gpus=(0, 1), after=late))
+    for name, gpus, after in (
+        ("test-llama", (1,), ("two_gpus",)), ("planted-check", (2,), late), ("test-fp8", (3,), late),
+        ("test-isolation", (0, 1), ("two_gpus", "test-llama")),
+        ("test-smollm2", (3,), ("test-fp8",)), ("test-lists", (3,), ("test-smollm2",)),
+    ):  # fmt: skip
+        job = jobs[name] | dict(gpus=gpus, after=after)
+        if name == "planted-check":  # its command names the GPU
+            job["command"] = job["command"].removesuffix(" 1") + " 2"
+        picked.append(job)
+    smol = base / "models/SmolLM2-135M-Instruct"
+    q = f"{python} -m lite_attention.quality {smol}"
+    more = f"--commit {commit} --context 8192 --only loss"
+    for name, eps, kl in (("q-0.1", "0.1", ""), ("q-0.02", "0.02", ""), ("q-0.02-half", "0.02", "--calibrate-kl 0.001")):
+        picked.append(
+            dict(
+                name=name, gpus=(0,), needs=(base / "prepared", smol / "config.json"), after=late, expect=100, limit=240,
+                command=f"{python} {base}/s/heldout.py {base}/texts $O/t; "
+                f"{q} $O/t/known/*.txt {more} --positions 1024 --eps {eps} --calibrate $O/own.toml {kl} --out $O/known; "
+                f"{q} $O/t/held/*.txt {more} --positions 2048 --eps {eps} --layer-eps $O/own.toml --out $O/held; rm -rf $O/t",
+            )  # fmt: skip
+        )
+    picked.append(
+        dict(
+            name="racecheck-skip", gpus=(2,), needs=(base / "kernels",), env=plain, expect=120, limit=250, least=60,
+            after=late, cores=f"{max(0, count - 26)}-{count - 1}",
+            command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts racecheck "
+            "--gpus 2,2 --lanes 5 --seconds $((LIMIT - 8)) --job-seconds $((LIMIT - 8)) -k 'skip and not page'",
         )  # fmt: skip
     )
     return picked
 
 
-_now = now
-
-
-def now(base, commit, python):  # noqa: F811
-    jobs = _now(base, commit, python)
-    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
-    count = os.cpu_count() or 64
-    jobs.append(
-        dict(
-            name="sanitized-pages", gpus=(0,), needs=(base / "kernels",), env=plain, expect=120, limit=190, least=60,
-            after=("table",), cores=f"{max(0, count - 26)}-{count - 1}",
-            command=f"{python} benchmarks/gpu_fleet.py $O --commit {commit} --parts memcheck,racecheck,synccheck "
-            "--gpus 0,0,0,0 --lanes 5 --seconds $((LIMIT - 8)) --job-seconds $((LIMIT - 8)) -k page",
-        )  # fmt: skip
-    )
-    return jobs
+def two(base, commit, python):
+    """The same on two GPUs, without what was measured before."""
+    jobs = {job["name"]: job for job in now(base, commit, python)}
+    count = os.cpu_count() or 32
+    timed = ("code-lite", "code-flash")
+    picked = [jobs["code-lite"] | dict(gpus=(0,)), jobs["code-flash"] | dict(gpus=(1,))]
+    suite = dict(jobs["suite"], gpus=(0, 1), after=timed, limit=220, expect=110)
+    suite["command"] = suite["command"].replace("--gpus 0,1,2,3", "--gpus 0,1")
+    picked.append(suite)
+    late = ("suite",)
+    build = dict(jobs["planted-build"], after=late, cores=f"4-{count - 1}", expect=160)
+    build["env"] = dict(build["env"], MAX_JOBS=str(count - 4))
+    picked.append(build)
+    picked.append(jobs["two_gpus"] | dict(gpus=(0, 1), after=late))
+    picked.append(jobs["test-isolation"] | dict(gpus=(0, 1), after=("two_gpus",)))
+    test = jobs["test-llama"]["command"].split(" -k ")[0]
+    models = dict(jobs["test-lists"], name="test-models", gpus=(0,), after=late)
+    models["command"] = f"{test} -k '{os.environ.get('MODELS', 'gemma2 or gpt_oss or drafts')}'"
+    picked.append(models)
+    check = dict(jobs["planted-check"], gpus=(1,), after=late)
+    check["command"] = check["command"].removesuffix(" 2") + " 1 6"
+    picked.append(check)
+    for name in ("q-0.1", "q-0.02", "q-0.02-half"):
+        picked.append(jobs[name] | dict(gpus=(0,), after=late))
+    picked.append(jobs["test-lists"] | dict(gpus=(1,), after=("test-models",)))
+    return picked
