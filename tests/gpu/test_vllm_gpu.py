@@ -191,19 +191,10 @@ RANDOM = {
 
 def random_llama(model: str, backend: str, kv_cache_dtype: str, settings: dict | None):
     """A model of random weights: prefill in chunks, decode by full CUDA graphs."""
-    engine = {
+    engine = random_model.SMALL_ENGINE | {
         "model": model,
-        "skip_tokenizer_init": True,
         "attention_backend": backend,
         "kv_cache_dtype": kv_cache_dtype,
-        "dtype": "bfloat16",
-        "max_model_len": 1024,
-        "seed": 0,
-        "gpu_memory_utilization": 0.1,
-        "kv_cache_memory_bytes": 1 << 28,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 256,
-        "logprobs_mode": "raw_logits",
         "compilation_config": {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",

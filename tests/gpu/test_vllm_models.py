@@ -41,20 +41,7 @@ def serve(
     model: str, *, backend: str = LITE, prompts: list = PROMPTS, new: int = NEW, best: int = BEST, **changes
 ) -> Reported:
     """Greedy tokens for all prompts in one batch, the logits of the best at each position, and what was counted."""
-    engine = {
-        "model": model,
-        "skip_tokenizer_init": True,
-        "attention_backend": backend,
-        "dtype": "bfloat16",
-        "max_model_len": 1024,
-        "seed": 0,
-        "gpu_memory_utilization": 0.1,
-        "kv_cache_memory_bytes": 1 << 28,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 256,
-        "logprobs_mode": "raw_logits",
-        "max_logprobs": best,
-    }
+    engine = random_model.SMALL_ENGINE | {"model": model, "attention_backend": backend, "max_logprobs": best}
     if "enforce_eager" not in changes:
         engine["compilation_config"] = {"backend": "eager", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 64, 256]}
     sampling = {"temperature": 0, "max_tokens": new, "ignore_eos": True, "detokenize": False, "logprobs": best}

@@ -9,6 +9,18 @@ from pathlib import Path
 import torch
 
 VOCABULARY = 1000
+# Of an engine that serves such a model on a GPU beside others: prompts in chunks, logits to compare.
+SMALL_ENGINE = {
+    "skip_tokenizer_init": True,
+    "dtype": "bfloat16",
+    "max_model_len": 1024,
+    "seed": 0,
+    "gpu_memory_utilization": 0.1,
+    "kv_cache_memory_bytes": 1 << 28,
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 256,
+    "logprobs_mode": "raw_logits",
+}
 
 
 def write(
