@@ -41,12 +41,15 @@ class DecodingSplit:
         self._whole = torch.zeros(scheduler.max_num_seqs, dtype=torch.bool, device=device)
         self._some_whole = False
 
-    def filled(self, slot_mapping: torch.Tensor) -> torch.Tensor:
+    def room(self, slot_mapping: torch.Tensor) -> torch.Tensor:
+        """Where `find_filled` puts what it finds of so many slots."""
+        return self._filled[: slot_mapping.shape[0]]
+
+    @staticmethod
+    def find_filled(slot_mapping: torch.Tensor, filled: torch.Tensor) -> None:
         """For each token of a step the page that it completes, or -1. Slots are int64, negative where there is none."""
-        filled = self._filled[: slot_mapping.shape[0]]
         page = slot_mapping.div(PAGE, rounding_mode="floor")
         filled.copy_(page.where(slot_mapping.remainder(PAGE) == PAGE - 1, -1))
-        return filled
 
     def leading(self, common: CommonAttentionMetadata) -> Decoding | None:
         """The rows at the head of the batch with no more than `decode_len` tokens, where vLLM puts them."""

@@ -159,6 +159,8 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         if self.listing is None or self.listing.tally is None:
             self._attend(query[:tokens], cache, step, output[:tokens], scales)
             return output
+        if self.listing.leads:
+            step.lead()
         split = 0
         if step.decoding is None:
             self.listing.write_sketches(cache[0], kv_cache, step.filled)

@@ -90,6 +90,11 @@ class Listing:
         own = self.settings.own_eps(layer, self.layers)
         self.eps = self.settings.eps if own is None else own
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first of its group's layers, which works out what all of them need of a step."""
+        return self.slot == 0
+
     def check(self, vllm_config: VllmConfig, decode_len: int) -> None:
         """Raises NotImplementedError where an engine does what lists can't. `decode_len`: tokens a request a step."""
         works = f"needs none, or additional_config[{KEY!r}] with 'pages' false"

@@ -52,6 +52,16 @@ class LiteAttentionMetadata(AttentionMetadata):
     filled: torch.Tensor | None = None  # int32 (num_tokens,), the page that each token completes, or -1
     decoding: Decoding | None = None  # the rows at the head of the step that decode
     others: LiteAttentionMetadata | None = None  # the step's other rows, as a step
+    decoding_schedule: DecodingSchedule | None = None  # plans `decoding`; None where each layer does
+
+    def lead(self) -> None:
+        """Works out `filled` and the plan of the rows that decode: by the first layer of the group, in every step.
+
+        In a CUDA graph this is replayed with the layers, and costs the host nothing.
+        """
+        DecodingSplit.find_filled(self.slot_mapping, self.filled)
+        if self.decoding is not None and self.decoding_schedule is not None:
+            self.decoding_schedule.plan(self.decoding)
 
 
 class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadata]):
@@ -167,10 +177,11 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             self.tally.start()  # the first step with a prompt
         decoding = self.split.leading(common)
         step = self._step(common, plan=decoding is None or not self.only_listed)
-        step.filled = self.split.filled(common.slot_mapping)
+        step.filled = self.split.room(common.slot_mapping)
         step.decoding = decoding
+        step.decoding_schedule = self.decoding_schedule
         if decoding is not None and self.decoding_schedule is not None:
-            decoding.scheduler_metadata = self.decoding_schedule.plan(decoding)
+            decoding.scheduler_metadata = self.decoding_schedule.metadata
         if decoding is None:
             step.others = copy.copy(step)
         elif (others := after(common, decoding)) is not None:

@@ -98,7 +98,10 @@ def batch(query_lens: list[int], prefilling: list[bool] | None = None):
 def test_decoding_rows_are_planned_as_layers_call(group, kv_cache_dtype, kv_dtype):
     builder = group(kv_cache_dtype)
     common = batch([1, 1, 1], [False, True, False])
-    decoding = builder.build(0, common).decoding
+    step = builder.build(0, common)
+    assert group.plans == []  # not before the first layer
+    step.lead()
+    decoding = step.decoding
     ((args, kwargs, out),) = group.plans
     assert decoding.scheduler_metadata is out is builder.decoding_schedule.metadata
     assert out.numel() == 30
@@ -121,6 +124,7 @@ def test_a_step_has_both_plans_at_addresses_of_their_own(group, dense_layers):
     """The dense one of the other rows, or of all rows where a layer is dense."""
     builder = group(dense_layers=dense_layers)
     step = builder.build(0, batch([1, 1, 1, 9]))
+    step.lead()
     assert step.decoding.scheduler_metadata is builder.decoding_schedule.metadata
     dense = step if dense_layers else step.others
     assert dense.scheduler_metadata is builder.schedule.metadata
