@@ -12,7 +12,10 @@ class Bug(NamedTuple):
     old: str  # stands there once
     new: str
     tests: str = "dense"  # of check.py, that are to catch it
+    late: str | None = None  # stands there once: a block of a cluster is late there, where a race is won by nature
 
+
+LATE = "    if (rank_ == 1) {\n      for (int i = 0; i < 10; ++i) __nanosleep(20000);\n    }\n"
 
 BUGS = [
     # The mask: one key too many or too few, in a tile on the diagonal, in the choice of such tiles, at a window's edge.
@@ -85,7 +88,8 @@ BUGS = [
     Bug("budget-of-one-block", "pages/cut.cu", "for (int other = 1; other < blocks_; ++other) {",
         "for (int other = 1; other < 1; ++other) {", "pages"),
     Bug("sums-of-others-not-waited-for", "pages/cut.cu", "    parts_.wait();\n", "", "pages"),
-    Bug("pages-of-other-blocks-not-waited-for", "pages/cut.cu", "    found_.wait();\n", "", "pages"),
+    Bug("pages-of-other-blocks-not-waited-for", "pages/cut.cu", "    found_.wait();\n", "", "pages",
+        late="    const int sent = found_here <= room ? found_here : 0;\n"),
     Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
         "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
     Bug("window-a-tile-late", "sm90/producer.cuh", "if (used == kTiles) {", "if (used == kTiles + 1) {", "pages"),
@@ -143,10 +147,12 @@ def plant(bug: Bug, csrc: Path) -> None:
     """Changes the copy of csrc/ at `csrc`.
 
     Raises:
-        ValueError: `bug.old` does not stand there once: the source has moved on, and the bug must follow.
+        ValueError: a text of the bug does not stand there once: the source has moved on, and the bug must follow.
     """
     path = csrc / bug.file
     text = path.read_text()
-    if (count := text.count(bug.old)) != 1:
-        raise ValueError(f"{bug.name}: its text stands {count} times in csrc/{bug.file}; needs to stand there once")
-    path.write_text(text.replace(bug.old, bug.new))
+    for old, new in [(bug.old, bug.new)] + ([(bug.late, LATE + bug.late)] if bug.late else []):
+        if (count := text.count(old)) != 1:
+            raise ValueError(f"{bug.name}: its text stands {count} times in csrc/{bug.file}; needs to stand there once")
+        text = text.replace(old, new)
+    path.write_text(text)
