@@ -78,7 +78,7 @@ VALUE_ERRORS = [
     (
         sketch,
         {"sketch": SKETCH[..., :16]},
-        r"got shape \(5, 2, 16\); needs .*, bytes\), with bytes 48 of 12 bits or 32 of 8 bits for a head_dim of 16",
+        r"sketch: got shape \(5, 2, 16\); needs .*, with bytes 48 of 12 bits or 32 of 8 bits for a head_dim of 16",
     ),
     (sketch, {"sketch": SKETCH.char()}, "sketch: got torch.int8; needs torch.uint8"),
     (sketch, {"sketch": SKETCH[:4]}, r"sketch: got shape \(4, 2, 48\); needs \(5, 2, 48\)"),

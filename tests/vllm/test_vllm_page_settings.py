@@ -226,3 +226,28 @@ def test_scores_without_an_estimate_are_refused(arguments, monkeypatch):
         impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments)
     config.additional_config = {"lite_attention": {"eps": 0}}
     assert impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments).listing is None
+
+
+@pytest.mark.parametrize(("bits", "room"), [(12, 1792), (8, 1280)])
+def test_a_layer_with_lists_asks_for_the_room_of_its_sketches(bits, room, monkeypatch):
+    import torch
+    from vllm.model_executor.layers import attention
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from vllm_plugin import sketches
+    from vllm_plugin.settings import PageSettings
+
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
+    listing = SimpleNamespace(settings=PageSettings(eps=0.1, sketch_bits=bits), wants=lambda name: name == "listed")
+
+    class Layer(SimpleNamespace):
+        def get_kv_cache_spec(self, vllm_config):
+            return spec
+
+    monkeypatch.setattr(attention, "Attention", Layer)
+    sketches.install()
+    found = {
+        name: Layer(layer_name=name, impl=SimpleNamespace(listing=listing)).get_kv_cache_spec(None)
+        for name in ("listed", "dense")
+    }
+    assert found["listed"].page_size_bytes == spec.page_size_bytes + room and found["dense"] is spec
