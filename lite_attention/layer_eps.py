@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lite_attention.pages.layout import BITS
 from lite_attention.toml import parse_toml
 
 HEAD = "# An eps for each layer, by `python -m lite_attention.quality --calibrate`: give its path as layer_eps.\n"
@@ -27,6 +28,7 @@ class LayerEps:
         texts: names of the files.
         context, positions: tokens of each text, and how many of them, the last ones, were decoded.
         eps: of each layer, by its index: 0 to below 1.
+        sketch_bits: of a channel in the sketches that the lists came from, 12 or 8. A file that doesn't say has 12.
     """
 
     model: str
@@ -35,6 +37,7 @@ class LayerEps:
     context: int
     positions: int
     eps: dict[int, float]
+    sketch_bits: int = 12
 
 
 def write_layer_eps(found: LayerEps, path: Path, remarks: Sequence[str], layers: Mapping[int, str]) -> None:
@@ -48,6 +51,7 @@ def write_layer_eps(found: LayerEps, path: Path, remarks: Sequence[str], layers:
         "texts": found.texts,
         "context": found.context,
         "positions": found.positions,
+        "sketch_bits": found.sketch_bits,
     }
     # The strings and numbers of JSON are those of TOML.
     lines = [f"# {remark}" for remark in remarks]
@@ -75,6 +79,20 @@ def read_layer_eps(path: str | Path, name: str = "path") -> LayerEps:
     raise ValueError(
         f"{name}: got {str(path)!r}: {reason}; needs a file that `python -m lite_attention.quality --calibrate` wrote"
     )
+
+
+def check_bits(found: LayerEps, bits: int, path: str | Path, name: str) -> None:
+    """Checks that layers are to have the sketches with which their eps were found. `name` and `path`: of the file.
+
+    Raises:
+        ValueError: they would have others; the message names the argument.
+    """
+    if found.sketch_bits != bits:
+        raise ValueError(
+            f"{name}: got {str(path)!r}, made with sketch_bits {found.sketch_bits}, where sketch_bits is {bits}; needs "
+            f"sketch_bits {found.sketch_bits}, or a file of `python -m lite_attention.quality --calibrate` with "
+            f"--sketch-bits {bits}"
+        )
 
 
 def check_layers(layer_eps: Collection[int], dense_layers: Collection[int], layers: int) -> None:
@@ -114,6 +132,7 @@ def _found(document: dict[str, Any]) -> LayerEps:
         int(document["context"]),
         int(document["positions"]),
         {layer: _share(f"eps of layer {layer}", table["eps"]) for layer, table in layers.items()},
+        _bits(document.get("sketch_bits", 12)),
     )
 
 
@@ -121,3 +140,9 @@ def _share(what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not 0 <= value < 1:
         raise ValueError(f"{what} is {value!r}, not a number from 0 to below 1")
     return float(value)
+
+
+def _bits(value: Any) -> int:
+    if value not in BITS:
+        raise ValueError(f"sketch_bits is {value!r}, not {' or '.join(map(str, BITS))}")
+    return int(value)

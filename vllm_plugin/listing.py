@@ -123,7 +123,7 @@ class Listing:
 
     def write_sketches(self, key_cache: torch.Tensor, kv_cache: torch.Tensor, filled: torch.Tensor) -> None:
         """Writes the sketches of the pages that a step without decoding rows filled; int32, negative for none."""
-        write_sketch(key_cache, sketches.view(kv_cache, self.head_size), filled)
+        write_sketch(key_cache, self._sketches(kv_cache), filled)
 
     def decode(
         self,
@@ -152,7 +152,7 @@ class Listing:
             query,
             key_cache,
             value_cache,
-            sketches.view(kv_cache, self.head_size),
+            self._sketches(kv_cache),
             rows.query_start_loc,
             rows.seq_lens,
             table,
@@ -173,3 +173,6 @@ class Listing:
         )
         if self.slot == self.tally.layers - 1:
             self.tally.add(rows)
+
+    def _sketches(self, kv_cache: torch.Tensor) -> torch.Tensor:
+        return sketches.view(kv_cache, self.head_size, self.settings.sketch_bits)

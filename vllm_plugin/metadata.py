@@ -124,7 +124,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         self.only_listed = len(listed) == len(self.layer_names)
         self.decoding_schedule = self._decoding_schedule(first.settings.min_context)
         pages = self.vllm_config.cache_config.num_gpu_blocks or 0
-        sketch_bytes = len(listed) * pages * sketches.room(self.kv_cache_spec)
+        room = sketches.room(self.kv_cache_spec, first.settings.sketch_bits)
+        sketch_bytes = len(listed) * pages * room
         self.tally = Tally(
             [min(index * len(GROUPS) // first.layers, len(GROUPS) - 1) for index, _ in listed],
             self.vllm_config.scheduler_config.max_num_seqs,
@@ -140,18 +141,19 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         if self.on_gpu:
             warmup.install()
         logger.info_once(
-            "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
-            "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
+            "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s, sketch_bits %d; "
+            "%d of %d layers, from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
             NAME,
             _eps_told(listed),
             first.settings.min_context,
             first.settings.newest,
             str(list(first.settings.dense_layers)),
+            first.settings.sketch_bits,
             len(listed),
             len(self.layer_names),
             self.layer_names[0],
             sketch_bytes / 2**20,
-            100 * sketches.room(self.kv_cache_spec) / self.kv_cache_spec.page_size_bytes,
+            100 * room / self.kv_cache_spec.page_size_bytes,
             first.memory.nbytes / 2**20,
         )
 

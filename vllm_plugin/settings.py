@@ -12,12 +12,14 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from lite_attention.layer_eps import LayerEps
 
 KEY = "lite_attention"
 PREFIX = "LITE_ATTENTION_"
@@ -45,6 +47,8 @@ class PageSettings(BaseModel):
         dense_layers: layers by index that stay dense and keep no sketches; from the end where negative.
         layer_eps: by index, from the end where negative, the eps of layers that don't take `eps`. With 0 a layer lists
             everything, dense to the bit, and keeps its sketches.
+        sketch_bits: of a channel in the sketch of a page: 12, 8 of the mean of its keys and 4 of their deviation, or 8,
+            4 of each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +59,7 @@ class PageSettings(BaseModel):
     newest: Annotated[StrictInt, Field(ge=1)] = 64
     dense_layers: tuple[StrictInt, ...] = ()
     layer_eps: dict[int, Eps] = {}  # keys as JSON has them, too: "3"
+    sketch_bits: Literal[12, 8] = 12
 
     @property
     def enabled(self) -> bool:
@@ -73,22 +78,26 @@ def resolve(additional_config: object, environment: Mapping[str, str] = os.envir
 
     Raises:
         ValueError: a key that is not one of `PageSettings`, a value out of its range, or a file of `layer_eps` that
-            can't be read; the message names the argument or the variable, what it was given, and what works.
+            can't be read or was made with other sketches; the message names the argument or the variable, what it was
+            given, and what works.
     """
     arguments = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
     if not isinstance(arguments, Mapping):
         raise ValueError(f"additional_config[{KEY!r}]: got {arguments!r}; needs an object of {_fields()}")
     texts = {name: environment.get(_variable(name)) for name in PageSettings.model_fields}
     values = {name: _parsed(name, text) for name, text in texts.items() if text} | dict(arguments)
+    where, found = _where("layer_eps", "layer_eps" in arguments), None
     if isinstance(path := values.get("layer_eps"), str):
-        values["layer_eps"] = _read(path, _where("layer_eps", "layer_eps" in arguments))
+        found = _read(path, where)
+        values["layer_eps"] = found.eps  # not its path: workers may run where there is no such file
     try:
         settings = PageSettings.model_validate(values)
     except ValidationError as error:
         wrong = {str(each["loc"][0]): _given(values, each["loc"]) for each in error.errors()}
         raise ValueError("; ".join(_told(name, value, name in arguments) for name, value in wrong.items())) from None
+    if found is not None and settings.pages is not False:
+        _check_bits(found, settings.sketch_bits, path, where)
     if settings.layer_eps and settings.eps == 0 and settings.pages is not False:
-        where = _where("layer_eps", "layer_eps" in arguments)
         raise ValueError(
             f"{where}: got layers with an eps of their own where eps is 0, which is dense attention in all; needs an "
             "eps above 0, or 'pages' false"
@@ -158,11 +167,16 @@ def _where(name: str, argument: bool) -> str:
     return f"additional_config[{KEY!r}][{name!r}]" if argument else _variable(name)
 
 
-def _read(path: str, where: str) -> dict[int, float]:
-    """The layers of a file. Workers get what it has, not its path: they may run where there is no such file."""
+def _read(path: str, where: str) -> LayerEps:
     from lite_attention.layer_eps import read_layer_eps
 
-    return read_layer_eps(path, where).eps
+    return read_layer_eps(path, where)
+
+
+def _check_bits(found: LayerEps, bits: int, path: str, where: str) -> None:
+    from lite_attention.layer_eps import check_bits
+
+    check_bits(found, bits, path, where)
 
 
 def _check_layers(settings: PageSettings, layers: int) -> None:
@@ -194,4 +208,5 @@ _WORKS = {
     "newest": "an integer of 1 or more, in tokens",
     "dense_layers": "a list of integers, the indices of layers",
     "layer_eps": "numbers from 0 to below 1 by the index of their layer, or the path of a TOML file that has them",
+    "sketch_bits": "12, 8 of a channel's mean and 4 of its deviation, or 8, 4 of each",
 }

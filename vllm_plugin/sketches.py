@@ -40,14 +40,14 @@ def install() -> None:
         listing = getattr(self.impl, "listing", None)
         if listing is None or not listing.wants(self.layer_name):
             return spec
-        return with_room(spec, self.layer_name)
+        return with_room(spec, self.layer_name, listing.settings.sketch_bits)
 
     wrapper.makes_room_for_sketches = True
     Attention.get_kv_cache_spec = wrapper
 
 
-def with_room(spec: Any, layer_name: str) -> FullAttentionSpec:
-    """The spec of a layer whose pages have room for sketches.
+def with_room(spec: Any, layer_name: str, bits: int) -> FullAttentionSpec:
+    """The spec of a layer whose pages have room for sketches of so many bits a channel.
 
     Raises:
         ValueError: pages of other than 16 tokens.
@@ -63,27 +63,27 @@ def with_room(spec: Any, layer_name: str) -> FullAttentionSpec:
             f"block_size: got {spec.block_size}; decoding from listed pages needs {PAGE}: --block-size {PAGE}, or "
             f"additional_config[{KEY!r}] with 'pages' false"
         )
-    return dataclasses.replace(spec, page_size_padded=spec.page_size_bytes + room(spec))
+    return dataclasses.replace(spec, page_size_padded=spec.page_size_bytes + room(spec, bits))
 
 
-def room(spec: FullAttentionSpec) -> int:
+def room(spec: FullAttentionSpec, bits: int) -> int:
     """Bytes by which sketches make a page longer: their own, and what lets the next page begin at a multiple of 256.
 
     Rows of keys of a page that begins elsewhere may lie across cache lines: with pages 8416 bytes apart attention over
     lists took 1.4 times as long as with 8192 (head dimension 64, two KV heads, H200).
     """
     page = dataclasses.replace(spec, page_size_padded=None).page_size_bytes
-    return -(-(page + spec.num_kv_heads * sketch_bytes(spec.head_size)) // LINE) * LINE - page
+    return -(-(page + spec.num_kv_heads * sketch_bytes(spec.head_size, bits)) // LINE) * LINE - page
 
 
-def view(kv_cache: torch.Tensor, head_size: int) -> torch.Tensor:
+def view(kv_cache: torch.Tensor, head_size: int, bits: int) -> torch.Tensor:
     """The sketches, uint8 (num_blocks, num_kv_heads, bytes), of a cache (num_blocks, num_kv_heads, 16, 2 * head_size).
 
     The order of heads and tokens in memory doesn't matter: a page is in one piece, and its sketches come after it.
     """
     raw = kv_cache.view(torch.uint8)
     blocks, heads = raw.shape[:2]
-    size = sketch_bytes(head_size)
+    size = sketch_bytes(head_size, bits)
     page = raw[0].numel()
     if raw.stride(0) < page + heads * size:
         raise RuntimeError(f"pages of {page} bytes at a distance of {raw.stride(0)} have no room for {heads} sketches")

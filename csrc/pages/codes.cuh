@@ -1,7 +1,7 @@
 // The codes of sketches, from memory to the rows of matrix products.
 //
-// They become small integers in fp16, which are exact: of means the codes, of deviations 16 more than they are, which
-// is a nibble put into the mantissa of 16.
+// They become small integers in fp16, which are exact: a byte what it is, a nibble 16 more than it is, as it is put
+// into the mantissa of 16.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -11,7 +11,7 @@
 
 namespace lite_attention::pages {
 
-constexpr int kBias = 16;  // of deviations
+constexpr int kBias = 16;  // of nibbles
 
 __device__ inline __half2 as_half2(uint32_t x) { return reinterpret_cast<const __half2&>(x); }
 __device__ inline uint32_t as_word(__half2 x) { return reinterpret_cast<const uint32_t&>(x); }
@@ -33,8 +33,13 @@ __device__ inline uint32_t nibbles(uint32_t word) {
 using Rows = uint32_t[4];
 
 // The codes of a thread's two pages: the means of 16 channels and the deviations of the same, of every 64.
+template <int kBits, int kRounds>
+struct Codes;
+
 template <int kRounds>
-struct Codes {
+struct Codes<12, kRounds> {
+  static constexpr int kMeanBias = 0;
+
   float4 scales[2];
   uint4 means[2][kRounds];
   uint2 deviations[2][kRounds];
@@ -76,6 +81,54 @@ struct Codes {
       rows[i] = nibbles(part % 2 == 0 ? word << 6 : word >> 2);
       rows[2 + i] = nibbles(part % 2 == 0 ? word << 2 : word >> 6);
     }
+  }
+};
+
+template <int kRounds>
+struct Codes<8, kRounds> {
+  static constexpr int kMeanBias = kBias;
+
+  float4 scales[2];
+  uint4 both[2][kRounds];
+
+  __device__ void load(const Sketches& sketches, const int (&pages)[2], int head) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint8_t* sketch = sketches.data + pages[i] * sketches.page_stride + head * sketches.head_stride;
+      // By ordinary loads, as those of 12 bits.
+      scales[i] = *reinterpret_cast<const float4*>(sketch);
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) {
+        const int channel = 64 * round + 16 * (threadIdx.x % 4);
+        both[i][round] = channel < sketches.head_dim ? *reinterpret_cast<const uint4*>(sketch + kHeader + channel)
+                                                     : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  // Of the four channels of a word the nibbles in bits 0 and 16, and 8 and 24.
+  __device__ void mean_rows(int round, int part, Rows& rows) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t word = channels(i, round, part);
+      rows[i] = nibbles(word << 6);
+      rows[2 + i] = nibbles(word >> 2);
+    }
+  }
+  // Those in bits 4 and 20, and 12 and 28.
+  __device__ void deviation_rows(int round, int part, Rows& rows) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t word = channels(i, round, part);
+      rows[i] = nibbles(word << 2);
+      rows[2 + i] = nibbles(word >> 6);
+    }
+  }
+
+ private:
+  __device__ uint32_t channels(int i, int round, int part) const {
+    const uint4& all = both[i][round];
+    return part == 0 ? all.x : part == 1 ? all.y : part == 2 ? all.z : all.w;
   }
 };
 

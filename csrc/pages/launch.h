@@ -17,6 +17,7 @@ struct Sketches {
   uint8_t* data = nullptr;
   int64_t page_stride = 0, head_stride = 0;
   int num_blocks = 0, heads_k = 0, head_dim = 0;
+  int bits = 12;  // of a channel: format.cuh
 };
 
 struct SketchParams {

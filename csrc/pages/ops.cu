@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "pages/format.cuh"
 #include "pages/layout.cuh"
 #include "pages/ops.h"
 
@@ -17,18 +18,20 @@ bool aligned_16(const void* data) { return reinterpret_cast<uintptr_t>(data) % k
 Sketches sketches_of(const Tensor& sketch, int64_t head_dim, int device) {
   STD_TORCH_CHECK(head_dim % 8 == 0 && head_dim > 0 && head_dim <= kMaxHeadDim,
                   "lite_attention: head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", not ", head_dim);
+  const int bits = sketch.dim() == 3 ? bits_of(int(head_dim), sketch.size(2)) : 0;
   bool fits = sketch.is_cuda() && sketch.get_device_index() == device && sketch.scalar_type() == ScalarType::Byte &&
-              sketch.dim() == 3 && sketch.size(2) == sketch_bytes(int(head_dim)) && sketch.stride(2) == 1 &&
-              aligned_16(sketch.data_ptr());
+              bits > 0 && sketch.stride(2) == 1 && aligned_16(sketch.data_ptr());
   for (int i = 0; fits && i < 2; ++i) fits = sketch.size(i) <= 1 || sketch.stride(i) % kAlignment == 0;
   STD_TORCH_CHECK(fits, "lite_attention: sketch must be a uint8 CUDA tensor (num_blocks, num_heads_k, ",
-                  sketch_bytes(int(head_dim)), ") with each sketch at a multiple of 16 bytes");
+                  Format<12>::bytes(int(head_dim)), " or ", Format<8>::bytes(int(head_dim)),
+                  ") with each sketch at a multiple of 16 bytes");
   return {static_cast<uint8_t*>(sketch.data_ptr()),
           sketch.stride(0),
           sketch.stride(1),
           int(sketch.size(0)),
           int(sketch.size(1)),
-          int(head_dim)};
+          int(head_dim),
+          bits};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "pages/format.cuh"
 #include "pages/launch.h"
 #include "pages/scope.cuh"
 #include "pages/warp.cuh"
@@ -29,8 +30,9 @@ struct Queries {
   // Four more than the channels: what lanes read at one time lies in different banks.
   using Numbers = __half[kAll][kChannels + 4];
 
+  // In the order of a format's codes.
   Numbers q;        // under a power of two, which makes a 16-bit q exact
-  Numbers squares;  // likewise, rounded; of eight channels in the order 0 4 1 5 2 6 3 7, as pairs of nibbles come
+  Numbers squares;  // likewise, rounded
   Factors factors[kAll];
   int counted[kAll / kHeads];  // pages that a quad's token sees all of
 };
@@ -52,9 +54,10 @@ __device__ inline void sync_group() {
 
 // Fills `queries` with quads of heads, token by token, from `first` on; what the group or the sequence hasn't is zeros.
 // A warp has every fourth column.
-template <int kRounds, int kOctets>
+template <int kBits, int kRounds, int kOctets>
 __device__ void fill(Queries<kRounds, kOctets>& queries, const SelectParams& params, const Scope& scope, int batch,
                      int head, int first) {
+  using Order = Format<kBits>;
   using Filled = Queries<kRounds, kOctets>;
   constexpr int kLaneChannels = Filled::kChannels / 32, kOwn = Filled::kAll / kGroupWarps;
   static_assert(kGroupWarps == kHeads, "a warp has the same head of every quad");
@@ -88,11 +91,11 @@ __device__ void fill(Queries<kRounds, kOctets>& queries, const SelectParams& par
     float sum = 0.f, sum_of_squares = 0.f;
 #pragma unroll
     for (int k = 0; k < kLaneChannels; ++k) {
-      const int channel = k * 32 + lane, place = (channel & ~7) + 2 * (channel % 4) + channel / 4 % 2;
+      const int channel = k * 32 + lane;
       const __half number = __float2half_rn(x[own][k] * power);
       const __half square = __float2half_rn(x[own][k] * x[own][k] * square_power);
-      queries.q[column][channel] = number;
-      queries.squares[column][place] = square;
+      queries.q[column][Order::mean_place(channel)] = number;
+      queries.squares[column][Order::deviation_place(channel)] = square;
       sum += __half2float(number);
       sum_of_squares += __half2float(square);
     }

@@ -51,12 +51,15 @@ __device__ float sum_over_pages(float x) {
   return x;
 }
 
-// What of a page's scales its log-masses need.
+// What of a page's scales its log-masses need. Offsets take away what codes are more than they should be: those of
+// deviations kBias, those of means kMeanBias.
+template <int kMeanBias>
 struct PageScales {
   float mean_offset, mean_step;
-  float offset_squared, twice_both, step_squared;  // of deviations, whose codes are kBias more than they should be
+  float offset_squared, twice_both, step_squared;  // of deviations
 
   __device__ explicit PageScales(float4 scales) : mean_offset(scales.x), mean_step(scales.y) {
+    if constexpr (kMeanBias != 0) mean_offset -= kMeanBias * mean_step;
     const float offset = scales.z - kBias * scales.w;
     offset_squared = offset * offset;
     twice_both = 2.f * offset * scales.w;
@@ -65,7 +68,9 @@ struct PageScales {
 };
 
 // To base 2. `code` is q.code, and `deviation` and `square` are q^2.code and q^2.code^2.
-__device__ float log2_mass(const Factors& query, const PageScales& page, float code, float deviation, float square) {
+template <int kMeanBias>
+__device__ float log2_mass(const Factors& query, const PageScales<kMeanBias>& page, float code, float deviation,
+                           float square) {
   constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.77f * kRootLog2E;
   const float linear = page.mean_offset * query.offset + page.mean_step * code * query.code;
   // Rounding could make it less than nothing. Where it is no number, nor is the linear part.
@@ -120,7 +125,7 @@ class Tiles {
 };
 
 // A group's pages of one sequence and KV head, whose tiles its warps take in turn.
-template <int kRounds, int kOctets>
+template <int kBits, int kRounds, int kOctets>
 class Scorer {
  public:
   // `waits` says that the kernel before has still to be waited for; whoever does it says so.
@@ -166,11 +171,11 @@ class Scorer {
     const int first_page = (first_tile + threadIdx.x / 32 % kGroupWarps) * kTile, end_page = end_tile * kTile;
     int numbers[2];
     find(numbers, first_page);
-    fill(queries_, params_, scope_, batch_, head_, first);
+    fill<kBits>(queries_, params_, scope_, batch_, head_, first);
     if (waits_) wait_for_kernels_before();
     waits_ = false;
     for (int page0 = first_page; page0 < end_page; page0 += kStep) {
-      Codes<kRounds> codes;
+      Codes<kBits, kRounds> codes;
       codes.load(params_.sketches, numbers, head_);
       find(numbers, page0 + kStep);
       float code[kOctets][4] = {}, deviation[kOctets][4] = {}, square[kOctets][4] = {};
@@ -193,7 +198,8 @@ class Scorer {
           }
         }
       }
-      const PageScales scales[2] = {PageScales(codes.scales[0]), PageScales(codes.scales[1])};
+      using Scales = PageScales<Codes<kBits, kRounds>::kMeanBias>;
+      const Scales scales[2] = {Scales(codes.scales[0]), Scales(codes.scales[1])};
 #pragma unroll
       for (int octet = 0; octet < kOctets; ++octet) {
         const int column = octet * kColumns + lane() % 4 * 2;
@@ -252,7 +258,7 @@ class Scorer {
 
 // Those of this block's tiles. Tiles are dealt out as runs: a group of warps has one head of one run. Groups beside
 // each other have the heads of the same pages, whose sketches are neighbours.
-template <int kRounds, int kOctets>
+template <int kBits, int kRounds, int kOctets>
 __device__ void score(const SelectParams& params, Queries<kRounds, kOctets>* queries, bool& waits) {
   const Tiles tiles(params, reinterpret_cast<int*>(queries + kGroups));
 
@@ -267,12 +273,12 @@ __device__ void score(const SelectParams& params, Queries<kRounds, kOctets>* que
   while (tile < end) {
     while (tiles.end(batch) <= tile) ++batch;
     const int stop = min(end, tiles.end(batch)), before = tiles.begin(batch);
-    Scorer<kRounds, kOctets>(params, queries[group], batch, head, waits).run(tile - before, stop - before);
+    Scorer<kBits, kRounds, kOctets>(params, queries[group], batch, head, waits).run(tile - before, stop - before);
     tile = stop;
   }
 }
 
-template <int kRounds, int kOctets>
+template <int kBits, int kRounds, int kOctets>
 __global__ __launch_bounds__(kThreads,
                              kBlocks<kRounds, kOctets>) void score_kernel(const __grid_constant__ SelectParams params) {
   extern __shared__ uint4 raw_smem[];
@@ -282,14 +288,14 @@ __global__ __launch_bounds__(kThreads,
   if (step_without_lists(params)) {
     count_all(params, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
   } else {
-    score(params, reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem), waits);
+    score<kBits>(params, reinterpret_cast<Queries<kRounds, kOctets>*>(raw_smem), waits);
   }
   if (waits) end_after_kernels_before();
 }
 
-template <int kRounds, int kOctets>
+template <int kBits, int kRounds, int kOctets>
 cudaError_t launch(const SelectParams& params, int multiprocessors, cudaStream_t stream) {
-  auto* kernel = &score_kernel<kRounds, kOctets>;
+  auto* kernel = &score_kernel<kBits, kRounds, kOctets>;
   const int smem = kGroups * int(sizeof(Queries<kRounds, kOctets>)) + 4 * (params.batch + 1);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
   if (error != cudaSuccess) return error;
@@ -301,25 +307,32 @@ cudaError_t launch(const SelectParams& params, int multiprocessors, cudaStream_t
   return launch_dependent(kernel, std::max(blocks * multiprocessors, least), kThreads, smem, stream, 1, params);
 }
 
-template <int kRounds>
+template <int kBits, int kRounds>
 cudaError_t launch_octets(const SelectParams& params, int multiprocessors, cudaStream_t stream) {
-  return params.max_seqlen_q * params.quads() <= kColumnQuads ? launch<kRounds, 1>(params, multiprocessors, stream)
-                                                              : launch<kRounds, 2>(params, multiprocessors, stream);
+  return params.max_seqlen_q * params.quads() <= kColumnQuads
+             ? launch<kBits, kRounds, 1>(params, multiprocessors, stream)
+             : launch<kBits, kRounds, 2>(params, multiprocessors, stream);
+}
+
+template <int kBits>
+cudaError_t launch_rounds(const SelectParams& params, int multiprocessors, cudaStream_t stream) {
+  switch ((params.sketches.head_dim + 63) / 64) {
+    case 1:
+      return launch_octets<kBits, 1>(params, multiprocessors, stream);
+    case 2:
+      return launch_octets<kBits, 2>(params, multiprocessors, stream);
+    case 3:
+      return launch_octets<kBits, 3>(params, multiprocessors, stream);
+    default:
+      return launch_octets<kBits, 4>(params, multiprocessors, stream);
+  }
 }
 
 }  // namespace
 
 cudaError_t launch_score(const SelectParams& params, int multiprocessors, cudaStream_t stream) {
-  switch ((params.sketches.head_dim + 63) / 64) {
-    case 1:
-      return launch_octets<1>(params, multiprocessors, stream);
-    case 2:
-      return launch_octets<2>(params, multiprocessors, stream);
-    case 3:
-      return launch_octets<3>(params, multiprocessors, stream);
-    default:
-      return launch_octets<4>(params, multiprocessors, stream);
-  }
+  return params.sketches.bits == 8 ? launch_rounds<8>(params, multiprocessors, stream)
+                                   : launch_rounds<12>(params, multiprocessors, stream);
 }
 
 }  // namespace lite_attention::pages

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "dependent_launch.cuh"
+#include "pages/format.cuh"
 #include "pages/launch.h"
 #include "pages/layout.cuh"
 #include "pages/warp.cuh"
@@ -74,9 +75,10 @@ __device__ uint32_t code(float x, float2 scale, float inverse, int levels) {
 __device__ float inverse_of(float2 scale) { return scale.y > 0.f ? __fdiv_rn(1.f, scale.y) : 0.f; }
 
 // A warp writes the sketch of one page and head.
-template <class Key, int kRounds>
+template <class Key, int kBits, int kRounds>
 __device__ void write(const SketchParams& params, int page, int head) {
   using Word = typename Quad<Key>::Word;
+  constexpr int kMeanLevels = Format<kBits>::kMeanLevels;
   const int lane = threadIdx.x % 32, head_dim = params.sketches.head_dim;
   const Key* keys = static_cast<const Key*>(params.keys) + page * params.strides.batch + head * params.strides.head;
   float mean[kRounds][kChannels], deviation[kRounds][kChannels];
@@ -129,17 +131,19 @@ __device__ void write(const SketchParams& params, int page, int head) {
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
         means |= code(mean[round][i], mean_scale, mean_inverse, kMeanLevels) << 8 * i;
-        deviations |= code(deviation[round][i], deviation_scale, deviation_inverse, kDeviationLevels) << 4 * i;
+        deviations |= code(deviation[round][i], deviation_scale, deviation_inverse, kDeviationLevels)
+                      << (kBits == 8 ? 8 : 4) * i;
       }
     }
+    if constexpr (kBits == 8) means |= deviations << 4;
     if (channel < aligned(head_dim)) *reinterpret_cast<uint32_t*>(sketch + kHeader + channel) = means;
-    if (channel / 2 < aligned(head_dim / 2)) {
+    if (kBits == 12 && channel / 2 < aligned(head_dim / 2)) {
       *reinterpret_cast<uint16_t*>(sketch + deviations_at(head_dim) + channel / 2) = uint16_t(deviations);
     }
   }
 }
 
-template <class Key, int kRounds>
+template <class Key, int kBits, int kRounds>
 __global__ __launch_bounds__(32 * kWarps, 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
   wait_for_kernels_before();
   let_next_kernel_wait();
@@ -150,18 +154,23 @@ __global__ __launch_bounds__(32 * kWarps, 12) void sketch_kernel(const __grid_co
   const int page = lane < kEntries && entry < params.count ? params.pages[entry] : -1;
   uint32_t full = __ballot_sync(~0u, page >= 0 && page < params.sketches.num_blocks);
   while (full) {
-    write<Key, kRounds>(params, __shfl_sync(~0u, page, __ffs(full) - 1), blockIdx.x - block * heads);
+    write<Key, kBits, kRounds>(params, __shfl_sync(~0u, page, __ffs(full) - 1), blockIdx.x - block * heads);
     full &= full - 1;
   }
 }
 
-template <class Key>
+template <class Key, int kBits>
 cudaError_t launch(const SketchParams& params, cudaStream_t stream) {
   const unsigned blocks = (params.count + kWarps * kEntries - 1) / (kWarps * kEntries) * params.sketches.heads_k;
   if (params.sketches.head_dim <= kLaneChannels) {
-    return launch_dependent(sketch_kernel<Key, 1>, blocks, 32 * kWarps, 0, stream, 1, params);
+    return launch_dependent(sketch_kernel<Key, kBits, 1>, blocks, 32 * kWarps, 0, stream, 1, params);
   }
-  return launch_dependent(sketch_kernel<Key, 2>, blocks, 32 * kWarps, 0, stream, 1, params);
+  return launch_dependent(sketch_kernel<Key, kBits, 2>, blocks, 32 * kWarps, 0, stream, 1, params);
+}
+
+template <class Key>
+cudaError_t launch_bits(const SketchParams& params, cudaStream_t stream) {
+  return params.sketches.bits == 8 ? launch<Key, 8>(params, stream) : launch<Key, 12>(params, stream);
 }
 
 }  // namespace
@@ -169,11 +178,11 @@ cudaError_t launch(const SketchParams& params, cudaStream_t stream) {
 cudaError_t launch_sketch(const SketchParams& params, cudaStream_t stream) {
   switch (params.type) {
     case KeyType::kBFloat16:
-      return launch<__nv_bfloat16>(params, stream);
+      return launch_bits<__nv_bfloat16>(params, stream);
     case KeyType::kHalf:
-      return launch<__half>(params, stream);
+      return launch_bits<__half>(params, stream);
     default:
-      return launch<__nv_fp8_e4m3>(params, stream);
+      return launch_bits<__nv_fp8_e4m3>(params, stream);
   }
 }
 

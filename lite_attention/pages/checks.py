@@ -14,7 +14,7 @@ from lite_attention.checks import (
     is_number,
     wrong,
 )
-from lite_attention.pages.layout import ALIGNMENT, PAGE, sketch_bytes
+from lite_attention.pages.layout import ALIGNMENT, BITS, PAGE, bits_of, sketch_bytes
 from lite_attention.pages.lists import PageLists
 from lite_attention.problem import FP8
 from lite_attention.skip.bits import words
@@ -35,10 +35,11 @@ def check_cache(name: str, cache: Tensor) -> None:
 
 def check_sketch(sketch: Tensor, head_dim: int, like: Tensor) -> None:
     """The sketches of a cache, where vector loads reach them."""
-    works = f"(num_blocks, num_heads_k, {sketch_bytes(head_dim)}), for a head_dim of {head_dim}"
+    sizes = " or ".join(f"{sketch_bytes(head_dim, bits)} of {bits} bits" for bits in BITS)
+    works = f"(num_blocks, num_heads_k, bytes), with bytes {sizes} for a head_dim of {head_dim}"
     if not isinstance(sketch, Tensor):
         raise wrong("sketch", type(sketch).__name__, f"a uint8 tensor {works}")
-    if sketch.dim() != 3 or sketch.shape[2] != sketch_bytes(head_dim):
+    if sketch.dim() != 3 or bits_of(head_dim, sketch.shape[2]) is None:
         raise wrong("sketch", f"shape {tuple(sketch.shape)}", works)
     if sketch.dtype != torch.uint8:
         raise wrong("sketch", sketch.dtype, torch.uint8)

@@ -30,18 +30,21 @@ from lite_attention.pages.lists import PageLists
 from lite_attention.pages.prepare import prepare_attention, prepare_selection
 
 
-def empty_sketch(k_cache: Tensor) -> Tensor:
+def empty_sketch(k_cache: Tensor, bits: int = 12) -> Tensor:
     """Room for the sketches of a cache (num_blocks, 16, num_heads_k, head_dim), on its device; what it holds is unset.
 
+    `bits` are of a channel: 12, 8 of its mean and 4 of its deviation, or 8, 4 of each. The other functions tell by the
+    size of the sketches.
+
     Returns:
-        uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim)).
+        uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim, bits)).
 
     Raises:
-        ValueError: a cache of another form.
+        ValueError: a cache of another form, or other bits.
     """
     check_cache("k_cache", k_cache)
     num_blocks, _, heads_k, head_dim = k_cache.shape
-    return torch.empty(num_blocks, heads_k, sketch_bytes(head_dim), dtype=torch.uint8, device=k_cache.device)
+    return torch.empty(num_blocks, heads_k, sketch_bytes(head_dim, bits), dtype=torch.uint8, device=k_cache.device)
 
 
 def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str | None = None) -> None:
@@ -50,8 +53,8 @@ def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor, *, backend: str
     Args:
         k_cache: (num_blocks, 16, num_heads_k, head_dim), bfloat16, float16, float32 or float8_e4m3fn; any strides with
             a contiguous head_dim. FP8 keys count as stored, so that the descale is for `select_pages`.
-        sketch: uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim)), as `empty_sketch` makes; its strides may have
-            gaps between pages and heads, in multiples of 16 bytes.
+        sketch: uint8 (num_blocks, num_heads_k, sketch_bytes(head_dim, bits)), as `empty_sketch` makes; its strides may
+            have gaps between pages and heads, in multiples of 16 bytes.
         pages: int32 (n,), the pages that are full now, by their number in the cache. Negative ones are padding. A page
             may come twice.
         backend: None takes "hopper" for CUDA tensors and "cpu" for CPU tensors; "reference" is the specification on any

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lite_attention.pages.estimate import log_mass, needed, shares
-from lite_attention.pages.layout import PAGE, decode, encode
+from lite_attention.pages.layout import PAGE, bits_of, decode, encode
 from lite_attention.pages.problem import Selection
 from lite_attention.problem import Problem, Sequence, take
 from lite_attention.reference import average, visible
@@ -39,9 +39,10 @@ PAGES_AT_ONCE = 1024  # bounds the memory of float32 copies
 
 def write_sketch(k_cache: Tensor, sketch: Tensor, pages: Tensor) -> None:
     """Writes the sketches of these pages; negative numbers are none."""
+    bits = bits_of(k_cache.shape[3], sketch.shape[2])
     for some in pages[pages >= 0].split(PAGES_AT_ONCE):
         keys = take(k_cache, some).transpose(1, 2)
-        sketch.index_copy_(0, some.long(), encode(keys))
+        sketch.index_copy_(0, some.long(), encode(keys, bits))
 
 
 def select(selection: Selection) -> None:

@@ -123,7 +123,7 @@ def calibrate(
         )
     )
     names = tuple(name for name, _ in texts)
-    layer_eps = LayerEps(model, setting.eps, names, len(texts[0][1]), positions, eps)
+    layer_eps = LayerEps(model, setting.eps, names, len(texts[0][1]), positions, eps, decoder.sketch_bits)
     return Calibration(layer_eps, budget, at_target, chosen, together)
 
 

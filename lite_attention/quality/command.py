@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lite_attention.bench.environment import environment
-from lite_attention.layer_eps import LayerEps, check_layers, read_layer_eps, write_layer_eps
+from lite_attention.layer_eps import LayerEps, check_bits, check_layers, read_layer_eps, write_layer_eps
+from lite_attention.pages.layout import BITS
 from lite_attention.quality.budgets import KNOWN, default_budget
 from lite_attention.quality.plan import PARTS, Plan
 from lite_attention.quality.setting import Setting
@@ -65,6 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dense-layers", type=_list(int), default=(), metavar="A,B", help="layers without lists, from the end if < 0"
+    )
+    parser.add_argument(
+        "--sketch-bits",
+        type=int,
+        choices=BITS,
+        default=BITS[0],
+        help="of a channel in the sketch of a page: 12, 8 of the mean and 4 of the deviation, or 8, 4 of each; "
+        "default: %(default)s",
     )
     by_layer = parser.add_mutually_exclusive_group()
     by_layer.add_argument(
@@ -126,8 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
         by_layer = _from_file(arguments, model.config.num_hidden_layers)
         plan = replace(plan, settings=(*plan.settings, by_layer))
     versions = {"transformers": importlib.metadata.version("transformers")}
-    found = Run(environment(device, arguments.commit) | versions, described(model, arguments.model))
-    for name, value in (found.model | found.environment).items():
+    found = Run(environment(device, arguments.commit) | versions, described(model, arguments.model), plan.sketch_bits)
+    for name, value in found.facts.items():
         screen.say(f"{name}: {value}")
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -136,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         with screen.progress() as tell:
             if arguments.calibrate:
                 calibration = calibrate(
-                    Decoder(model, 1, plan.context),
+                    Decoder(model, 1, plan.context, plan.sketch_bits),
                     found.model["model"],
                     list(windows(texts, tokenizer, plan.context, device)),
                     plan.positions,
@@ -188,6 +197,7 @@ def _plan(arguments: argparse.Namespace, most: int) -> Plan:
         arguments.cases,
         arguments.prompts,
         arguments.tokens,
+        arguments.sketch_bits,
     )
 
 
@@ -209,6 +219,7 @@ def _from_file(arguments: argparse.Namespace, layers: int) -> Setting:
     try:
         found = read_layer_eps(arguments.layer_eps, "--layer-eps")
         check_layers(found.eps, arguments.dense_layers, layers)
+        check_bits(found, arguments.sketch_bits, arguments.layer_eps, "--layer-eps")
     except ValueError as error:
         raise SystemExit(str(error)) from None
     return _by_layer(Setting(found.target, arguments.newest, arguments.dense_layers), found)

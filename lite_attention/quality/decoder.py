@@ -32,11 +32,11 @@ class Decoder:
     A sequence can go back to a shorter length, to be continued in another way: the pages before are not touched.
     """
 
-    def __init__(self, model: PreTrainedModel, batch: int, most_tokens: int) -> None:
-        """`model` was loaded with `attn_implementation=NAME`."""
+    def __init__(self, model: PreTrainedModel, batch: int, most_tokens: int, sketch_bits: int = 12) -> None:
+        """`model` was loaded with `attn_implementation=NAME`; `sketch_bits` as `empty_sketch` has them."""
         if model.config._attn_implementation != NAME:
             raise wrong("model", f"attn_implementation {model.config._attn_implementation!r}", repr(NAME))
-        self.model = model
+        self.model, self.sketch_bits = model, sketch_bits
         self.lengths = [0] * batch
         blocks = -(-most_tokens // PAGE)
         self._table = torch.arange(batch * blocks, dtype=torch.int32, device=model.device).view(batch, blocks)
@@ -68,7 +68,8 @@ class Decoder:
         if max(starts) + tokens.shape[1] > room:
             raise wrong("tokens", f"{tokens.shape[1]} after {max(starts)}", f"{room} together, the room of a sequence")
         chunk = Chunk(self._table[list(rows)], starts, tokens.shape[1])
-        step = _Step(self._table.numel(), self._layers, chunk, setting, tally, self.model.config.num_hidden_layers)
+        depth = self.model.config.num_hidden_layers
+        step = _Step(self._table.numel(), self.sketch_bits, self._layers, chunk, setting, tally, depth)
         logits = self.model(
             input_ids=tokens,
             position_ids=chunk.positions,
@@ -86,6 +87,7 @@ class _Step:
     """What one forward pass of the model is to do at each layer."""
 
     blocks: int
+    sketch_bits: int
     layers: dict[int, PagedLayer]
     chunk: Chunk
     setting: Setting
@@ -95,7 +97,7 @@ class _Step:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None) -> Tensor:
         """Attention of q (rows * tokens, heads, head_dim) once k and v are appended; the same shape."""
         if layer not in self.layers:
-            self.layers[layer] = PagedLayer(self.blocks, k)
+            self.layers[layer] = PagedLayer(self.blocks, k, self.sketch_bits)
         cache, steps = self.layers[layer], self.chunk.steps
         cache.append(self.chunk, k, v)
         if window is not None or not self.setting.lists(layer, self.depth):

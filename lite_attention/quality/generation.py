@@ -76,15 +76,16 @@ def measure_agreement(
     tokens: int,
     settings: Sequence[Setting],
     done: Callable[[str], None] = lambda _: None,
+    sketch_bits: int = 12,
 ) -> list[Agreement]:
     """For each setting, greedy outputs of `tokens` tokens beside those of dense attention. Nothing ends an output.
 
     The first token comes from the prefill, the same for all. `done` is told what is done, before each setting and
-    batch.
+    batch; `sketch_bits` are the decoder's.
     """
     room = max(map(len, prompts)) + tokens
     batch = min(len(prompts), most_sequences(model, room))
-    decoder = Decoder(model, batch, room)
+    decoder = Decoder(model, batch, room, sketch_bits)
     outputs: dict[Setting, list[Tensor]] = {setting: [] for setting in (DENSE, *settings)}
     for at in range(0, len(prompts), batch):
         some = prompts[at : at + batch]

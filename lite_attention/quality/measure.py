@@ -26,7 +26,7 @@ def measure(
 ) -> Iterator[None]:
     """Adds to `run`; yields whenever something was added. `done` is told what is done."""
     if "loss" in plan.parts:
-        decoder = Decoder(model, 1, plan.context)
+        decoder = Decoder(model, 1, plan.context, plan.sketch_bits)
         for name, tokens in windows(texts, tokenizer, plan.context, model.device):
             run.loss += measure_loss(decoder, name, tokens, plan.positions, plan.settings, done)
             yield
@@ -34,12 +34,14 @@ def measure(
         for length in plan.lengths:
             for kind in NEEDLES:
                 cases = make_cases(kind, texts, tokenizer, length, plan.cases)
-                run.retrieval += measure_retrieval(model, tokenizer, kind, length, cases, plan.settings, done)
+                run.retrieval += measure_retrieval(
+                    model, tokenizer, kind, length, cases, plan.settings, done, plan.sketch_bits
+                )
                 yield
     if "generation" in plan.parts:
         longest = plan.context - plan.tokens
         prompts = make_prompts(texts, tokenizer, plan.context // 4, longest, plan.prompts)
         rounding = () if any(setting.eps == 0 for setting in plan.settings) else (Setting(0.0),)
         settings = (*rounding, *plan.settings)
-        run.generation += measure_agreement(model, tokenizer, prompts, plan.tokens, settings, done)
+        run.generation += measure_agreement(model, tokenizer, prompts, plan.tokens, settings, done, plan.sketch_bits)
         yield

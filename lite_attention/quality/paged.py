@@ -76,10 +76,10 @@ class Batch:
 class PagedLayer:
     """Keys, values and sketches of one layer: (blocks, 16, heads_k, head_dim), and (blocks, heads_k, bytes)."""
 
-    def __init__(self, blocks: int, key: Tensor) -> None:
+    def __init__(self, blocks: int, key: Tensor, sketch_bits: int) -> None:
         """`key`, (..., heads_k, head_dim): what the cache is to hold."""
         self.k, self.v = (key.new_empty(blocks, PAGE, *key.shape[-2:]) for _ in range(2))
-        self.sketch = empty_sketch(self.k)
+        self.sketch = empty_sketch(self.k, sketch_bits)
 
     def append(self, chunk: Chunk, k: Tensor, v: Tensor) -> None:
         """Writes (rows * tokens, heads_k, head_dim). Sketches of the pages that are full with it are still to write."""

@@ -18,6 +18,7 @@ class Plan:
         context, positions: of the loss; prompts of generation are a quarter of the context to all of it.
         lengths, cases: of retrieval, cases of each kind and length.
         prompts, tokens: of generation, tokens of each output.
+        sketch_bits: of a channel in the sketch of a page, for all settings.
     """
 
     parts: tuple[str, ...]
@@ -28,3 +29,4 @@ class Plan:
     cases: int
     prompts: int
     tokens: int
+    sketch_bits: int

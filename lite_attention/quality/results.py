@@ -19,15 +19,22 @@ class Run:
     Attributes:
         environment: GPU, driver, versions, commit.
         model: its directory, architecture and shape.
+        sketch_bits: of a channel in the sketch of a page, in all results.
         calibration: where one was asked for.
     """
 
     environment: dict[str, str]
     model: dict[str, str]
+    sketch_bits: int = 12
     calibration: Calibration | None = None
     loss: list[Loss] = field(default_factory=list)
     retrieval: list[Found] = field(default_factory=list)
     generation: list[Agreement] = field(default_factory=list)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What all results have in common, by name."""
+        return self.model | self.environment | {"sketch_bits": str(self.sketch_bits)}
 
     def write(self, path: Path) -> None:
         data = asdict(self)

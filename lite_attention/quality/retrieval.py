@@ -78,16 +78,17 @@ def measure_retrieval(
     cases: Sequence[Case],
     settings: Sequence[Setting],
     done: Callable[[str], None] = lambda _: None,
+    sketch_bits: int = 12,
 ) -> list[Found]:
     """How many of the cases are answered by dense attention and by each setting; an answer is right where the code is
     in it.
 
-    `done` is told what is done, before each setting and batch.
+    `done` is told what is done, before each setting and batch; `sketch_bits` are the decoder's.
     """
     new = len(tokens_of(tokenizer, " 12345.")) + 2  # room for a space or a quotation mark before the code
     room = context + new
     batch = min(len(cases), most_sequences(model, room))
-    decoder = Decoder(model, batch, room)
+    decoder = Decoder(model, batch, room, sketch_bits)
     answered: dict[Setting, list[bool]] = {setting: [] for setting in (DENSE, *settings)}
     for at in range(0, len(cases), batch):
         some = cases[at : at + batch]

@@ -168,7 +168,7 @@ def markdown(run: Run, picture: str | None) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in (run.model | run.environment).items()),
+        *(f"| {name} | {value} |" for name, value in run.facts.items()),
         "",
         *([f"![Loss against bytes read]({picture})", ""] if picture else []),
     ]

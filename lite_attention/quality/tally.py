@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lite_attention.pages import PAGE, PageLists, sketch_bytes
+from lite_attention.pages import PAGE, PageLists
 from lite_attention.quality.paged import Batch, PagedLayer
 
 ROUNDING = 1e-3  # of a mass, from two float32 sums over 16-bit scores
@@ -68,7 +68,7 @@ class Tally:
         found = (
             lists.counts.sum() * page_bytes,
             visible * page_bytes,
-            full * sketch_bytes(head_dim) * sketched,
+            full * cache.sketch.shape[2] * sketched,
             lists.left_out.sum(),
             left_out.sum(),
             (left_out > self.eps + ROUNDING).sum(),

@@ -24,7 +24,7 @@ class Step:
     """A decode step over paged caches whose pages lie apart from each other, with sketches of the full ones."""
 
     def __init__(self, q_lens, k_lens, heads=8, heads_k=2, head_dim=128, dtype=torch.bfloat16, seed=0, **options):
-        fp8 = options.pop("fp8", False)
+        fp8, bits = options.pop("fp8", False), options.pop("bits", 12)
         generator = torch.Generator(accuracy.DEVICE).manual_seed(seed)
         self.sequences = accuracy.make_sequences(
             q_lens, k_lens, heads, heads_k, head_dim, dtype, seed, FP8 if fp8 else None
@@ -43,8 +43,9 @@ class Step:
         self.used, self.table = case.kwargs["seqused_k"], case.kwargs["block_table"]
         self.q_lens, self.k_lens, self.max_q = q_lens, k_lens, max(q_lens)
         self.heads, self.heads_k, self.head_dim = heads, heads_k, head_dim
-        wide = torch.full((len(self.k_cache), heads_k + 1, sketch_bytes(head_dim) + 16), 255, dtype=torch.uint8)
-        self.sketch = wide.to(accuracy.DEVICE)[:, :heads_k, : sketch_bytes(head_dim)]
+        size = sketch_bytes(head_dim, bits)
+        wide = torch.full((len(self.k_cache), heads_k + 1, size + 16), 255, dtype=torch.uint8)
+        self.sketch = wide.to(accuracy.DEVICE)[:, :heads_k, :size]
         write_sketch(self.k_cache, self.sketch, self.full_pages())
 
     def full_pages(self):

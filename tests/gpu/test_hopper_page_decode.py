@@ -83,7 +83,7 @@ def dense(step, metadata=None, **changes):
     )  # fmt: skip
 
 
-def step_by_chance(name, head_dim, group, batch, dtype):
+def step_by_chance(name, head_dim, group, batch, dtype, bits):
     """A step, the options of its calls, and what its plan knows of them."""
     rng = py_random.Random(name)
     heads_k = rng.choice([1, 2, 4])
@@ -94,7 +94,7 @@ def step_by_chance(name, head_dim, group, batch, dtype):
     lengths = [0, rng.randint(1, 15), rng.randint(16, 300), PAGE * rng.randint(1, 90), rng.randint(300, longest)]
     k_lens = [rng.choice([*lengths, rng.randint(300, longest)]) for _ in q_lens]
     k_lens[0] = longest  # which is listed
-    layout = {"fp8": rng.random() < 0.35, "by_head": rng.random() < 0.5, "one_memory": rng.random() < 0.5}
+    layout = {"fp8": rng.random() < 0.35, "by_head": rng.random() < 0.5, "one_memory": rng.random() < 0.5, "bits": bits}
     step = Step(q_lens, k_lens, group * heads_k, heads_k, head_dim, dtype, rng.randrange(2**31), **layout)
     whole = None
     if rng.random() < 0.5:
@@ -103,14 +103,20 @@ def step_by_chance(name, head_dim, group, batch, dtype):
     return step, sinks, {"min_context": rng.choice([0, 0, 200]), "whole": whole}
 
 
-STEPS = [(head_dim, group, batch) for head_dim in (64, 128, 256) for group in (1, 4, 7, 8) for batch in (1, 3, 64)]
+SHAPES = [(head_dim, group, batch) for head_dim in (64, 128, 256) for group in (1, 4, 7, 8) for batch in (1, 3, 64)]
+OF_8_BITS = [(64, 1, 64), (64, 8, 3), (128, 4, 1), (128, 7, 64), (256, 4, 3), (96, 8, 3)]
+STEPS = [
+    *(pytest.param(*shape, 12, id="-".join(map(str, shape))) for shape in (*SHAPES, (96, 4, 3))),
+    *(pytest.param(*shape, 8, id="-".join(map(str, shape)) + "-8bits") for shape in OF_8_BITS),
+]
 
 
 @every_kernel
-@pytest.mark.parametrize(("head_dim", "group", "batch"), [*STEPS, (96, 4, 3)])
-def test_it_is_the_three_calls(head_dim, group, batch, dtype):
+@pytest.mark.parametrize(("head_dim", "group", "batch", "bits"), STEPS)
+def test_it_is_the_three_calls(head_dim, group, batch, bits, dtype):
     """Without metadata and with it; then from pages of which the unlisted are NaN, and by a table of stale numbers."""
-    step, sinks, listing = step_by_chance(f"{head_dim} {group} {batch} {dtype}", head_dim, group, batch, dtype)
+    name = f"{head_dim} {group} {batch} {dtype}"
+    step, sinks, listing = step_by_chance(name, head_dim, group, batch, dtype, bits)
     expected, written, filled = step.select(**listing), step.sketch.clone(), some_filled(step)
     plans, results = (None, step.plan(**listing)), []
     for metadata in plans:

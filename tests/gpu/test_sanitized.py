@@ -192,7 +192,18 @@ def test_page_lists_by_several_blocks(heads, tokens, newest):
     page_step(64, torch.bfloat16, torch.bfloat16, *lens, heads, 1, newest=newest, slack_pages=2000)
 
 
-def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HEADS_K, newest=17, slack_pages=0):
+@pytest.mark.parametrize("heads", [4, 12])  # by tokens and heads, products of 8 columns and of 16
+@pytest.mark.parametrize(
+    ("head_dim", "kv_dtype"),
+    [(40, torch.bfloat16), (72, torch.bfloat16), (136, torch.bfloat16), (200, torch.bfloat16), (64, FP8), (256, FP8)],
+)
+def test_page_lists_from_sketches_of_8_bits(head_dim, kv_dtype, heads):
+    page_step(head_dim, torch.bfloat16, kv_dtype, *DECODE, heads, bits=8)
+
+
+def page_step(
+    head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HEADS_K, newest=17, slack_pages=0, bits=12
+):
     """Sketches of full pages, lists from them, attention over these: by three calls, and by one."""
     sequences = accuracy.make_sequences(lens_q, lens_k, heads, heads_k, head_dim, dtype, 0, kv_dtype)
     case = accuracy.paged(sequences, PAGE, causal=True)
@@ -203,7 +214,7 @@ def page_step(head_dim, dtype, kv_dtype, lens_q, lens_k, heads=HEADS, heads_k=HE
 
     def step(move, lists=None, at_once=False):
         queries, keys, values = map(move, (q, k_cache, v_cache))
-        sketch = empty_sketch(keys)
+        sketch = empty_sketch(keys, bits)
         sketch.zero_()
         write_sketch(keys, sketch, move(full))
         batch = *map(move, (starts, used, table)), longest

@@ -30,6 +30,7 @@ class PageCase:
     sharp: float = 2.0  # how far the keys of pages lie apart
     fp8: tuple[str, ...] | None = None  # axes of the descales, where keys and values are FP8
     sinks: bool = False
+    bits: int = 12  # of a sketch's channel
     seed: int = 0
 
 
@@ -51,6 +52,7 @@ def page_cases(draw, max_pages=14, max_q=4):
         sharp=draw(st.sampled_from((0.0, 1.0, 3.0))),
         fp8=draw(st.sampled_from((None, None, (), ("heads_k",), ("batch", "heads_k")))),
         sinks=draw(st.booleans()),
+        bits=draw(st.sampled_from((12, 8))),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -91,7 +93,7 @@ class Step:
             for _ in range(2)
         )
         self.sinks = torch.randn(q.shape[1], generator=make) if case.sinks else None
-        self.sketch = empty_sketch(self.k_cache).fill_(255)
+        self.sketch = empty_sketch(self.k_cache, case.bits).fill_(255)
         full = [self.block_table[b, : k_len // PAGE] for b, k_len in enumerate(case.k_lens)]
         write_sketch(self.k_cache, self.sketch, torch.cat([torch.tensor([-1, -HUGE], dtype=torch.int32), *full]))
 

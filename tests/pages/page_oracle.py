@@ -14,6 +14,11 @@ def moments(sketch, head_dim):
     if math.isnan(offset):
         return None
     after = 16 + 16 * math.ceil(head_dim / 16)
+    if len(sketch) == after:  # of 8 bits
+        codes = [divmod(sketch[16 + d], 16) for d in range(head_dim)]
+        return [offset + step * low for _, low in codes], [
+            deviation_offset + deviation_step * high for high, _ in codes
+        ]
     mean = [offset + step * sketch[16 + d] for d in range(head_dim)]
     nibbles = [sketch[after + d // 2] // 16 if d % 2 else sketch[after + d // 2] % 16 for d in range(head_dim)]
     return mean, [deviation_offset + deviation_step * nibble for nibble in nibbles]

@@ -75,7 +75,11 @@ VALUE_ERRORS = [
     (sketch, {"k_cache": K.double()}, "k_cache: got torch.float64; needs torch.bfloat16 or"),
     (sketch, {"k_cache": K.transpose(2, 3).contiguous().transpose(2, 3)}, "k_cache: got strides .* of stride 1"),
     (sketch, {"sketch": None}, "sketch: got NoneType; needs a uint8 tensor"),
-    (sketch, {"sketch": SKETCH[..., :32]}, r"sketch: got shape \(5, 2, 32\); needs .*48\), for a head_dim of 16"),
+    (
+        sketch,
+        {"sketch": SKETCH[..., :16]},
+        r"sketch: got shape \(5, 2, 16\); needs .*, with bytes 48 of 12 bits or 32 of 8 bits for a head_dim of 16",
+    ),
     (sketch, {"sketch": SKETCH.char()}, "sketch: got torch.int8; needs torch.uint8"),
     (sketch, {"sketch": SKETCH[:4]}, r"sketch: got shape \(4, 2, 48\); needs \(5, 2, 48\)"),
     (sketch, {"sketch": SKETCH[:, :1]}, r"sketch: got shape \(5, 1, 48\); needs \(5, 2, 48\)"),

@@ -170,6 +170,7 @@ class Known:
     """
 
     model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=2))
+    sketch_bits = 12
     truncate = prefill = lambda *args: None
 
     def __init__(self):
@@ -238,6 +239,11 @@ def test_the_command_writes_the_file_and_compares(folder, tmp_path, capsys):
     assert main([*run, "--layer-eps", str(path)]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again["calibration"] is None and again["loss"] == data["loss"]
+
+    with pytest.raises(SystemExit, match=r"--layer-eps: got '.*layers\.toml', made with sketch_bits 12, where .* is 8"):
+        main([*run, "--layer-eps", str(path), "--sketch-bits", "8"])
+    assert main([*run, "--calibrate", str(path), "--calibrate-kl", "9", "--sketch-bits", "8"]) == 0
+    assert read_layer_eps(path).sketch_bits == 8
 
 
 def test_a_budget_that_is_missed_together_and_layers_without_lists_are_said():

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 from matplotlib import image
-from quality_models import LAYERS, write_model, write_text
+from quality_models import HEAD_DIM, LAYERS, write_model, write_text
 
 from lite_attention.cli import main
-from lite_attention.quality import command, measure
+from lite_attention.pages import sketch_bytes
+from lite_attention.quality import command, decoder, measure
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,41 @@ def test_a_run_writes_numbers_tables_and_a_picture(folder, texts, tmp_path, caps
     assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)} <= pixels  # a line for each text
 
 
+def test_all_parts_decode_from_sketches_of_the_bits_asked_for(folder, texts, tmp_path, monkeypatch, capsys):
+    small = (
+        "--context",
+        "300",
+        "--cases",
+        "1",
+        "--prompts",
+        "1",
+        "--tokens",
+        "3",
+        "--lengths",
+        "300",
+        "--newest",
+        "16",
+    )
+    made, read = [], {}
+
+    class Watched(decoder.PagedLayer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self.sketch.shape[2])
+
+    monkeypatch.setattr(decoder, "PagedLayer", Watched)
+    for bits, size in ((12, sketch_bytes(HEAD_DIM, 12)), (8, sketch_bytes(HEAD_DIM, 8))):
+        made.clear()
+        assert quality(folder, texts[:1], tmp_path, *small, "--eps", "0.3", "--sketch-bits", str(bits)) == 0
+        assert made == [size] * 4 * LAYERS  # of the loss, both kinds of retrieval, and generation
+        data = json.loads((tmp_path / "results.json").read_text())
+        assert data["sketch_bits"] == bits and f"| sketch_bits | {bits} |" in (tmp_path / "README.md").read_text()
+        assert f"sketch_bits: {bits}" in capsys.readouterr().out
+        read[bits] = data["loss"][0]["read"]
+    assert read[8]["sketches"] / read[12]["sketches"] == pytest.approx(made[0] / sketch_bytes(HEAD_DIM))
+    assert read[8]["left_out_estimate"] != read[12]["left_out_estimate"]
+
+
 def test_a_part_alone_and_what_a_stopped_run_leaves(folder, texts, tmp_path, monkeypatch):
     assert quality(folder, texts[:1], tmp_path, "--only", "loss", "--context", "200", "--eps", "0.3") == 0
     assert (tmp_path / "loss.png").exists()
@@ -109,6 +145,7 @@ def test_lengths_that_do_not_fit(arguments, words, folder, texts, tmp_path):
     [
         (["--eps", "0.1,1"], "got '1'; needs numbers from 0, which lists everything, to below 1"),
         (["--only", "loss,speed"], "got 'speed'; needs some of loss, retrieval, generation"),
+        (["--sketch-bits", "4"], "--sketch-bits: invalid choice: 4 (choose from 12, 8)"),
         (["--cases", "0"], "got '0'; needs a whole number of 1 or more"),
     ],
 )

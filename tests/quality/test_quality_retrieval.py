@@ -58,7 +58,7 @@ class Reader:
     def __init__(self, tokenizer, cases, knows):
         self.tokenizer, self.cases, self.knows, self.rows, self.model = tokenizer, cases, knows, {}, None
 
-    def __call__(self, model, batch, room):
+    def __call__(self, model, batch, room, sketch_bits):
         self.model, self.most = model, batch
         return self
 

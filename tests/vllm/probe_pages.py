@@ -21,7 +21,7 @@ def poison(worker) -> int:
     count = 0
     for layer in worker.vllm_config.compilation_config.static_forward_context.values():
         if layer.impl.listing is not None and layer.impl.listing.tally is not None:
-            view = sketches.view(layer.kv_cache, layer.head_size)
+            view = sketches.view(layer.kv_cache, layer.head_size, layer.impl.listing.settings.sketch_bits)
             view.random_(0, 256)
             view[..., :16] = 0x3F  # offsets and steps of 0.75, so that means are up to 192
             count += view.shape[0] * view.shape[1]

@@ -48,8 +48,8 @@ def group(monkeypatch):
         make.plans.append((args, kwargs, out))
         return out
 
-    def make(kv_cache_dtype="auto", dense_layers=(), apart=False):
-        config, settings = engine(), PageSettings(eps=0.1, min_context=MIN_CONTEXT, dense_layers=dense_layers)
+    def make(kv_cache_dtype="auto", apart=False, **changes):
+        config, settings = engine(), PageSettings(eps=0.1, min_context=MIN_CONTEXT, **changes)
         layers = {}
         for name in names:
             impl = LiteAttentionImpl(HEADS, HEAD_SIZE, 1.0, KV_HEADS, kv_cache_dtype=kv_cache_dtype)
@@ -61,7 +61,7 @@ def group(monkeypatch):
             monkeypatch.setattr(module, "get_layers_from_vllm_config", lambda *args: layers)
         make.impl = layers[names[0]].impl
         spec = FullAttentionSpec(block_size=PAGE, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.float32)
-        spec = sketches.with_room(spec, names[0])
+        spec = sketches.with_room(spec, names[0], settings.sketch_bits)
         return metadata.LiteAttentionMetadataBuilder(spec, names, config, torch.device("cpu"))
 
     def size(batch, tokens, longest, *heads_and_device):
@@ -189,21 +189,22 @@ def test_sketches_are_written_once_by_what_reads_them_first(group, monkeypatch):
     assert given["whole"] is step.decoding.whole and given["num_splits"] == 0
 
 
-def test_a_layer_computes_a_step_by_lists(group):
+@pytest.mark.parametrize("bits", [12, 8])
+def test_a_layer_computes_a_step_by_lists(group, bits):
     """All of it on the CPU: a decoding row that fills a page, and part of a prompt that fills another."""
     from lite_attention import flash_attn_varlen_func
     from lite_attention.pages import empty_sketch, write_sketch
     from vllm_plugin import sketches
 
-    builder, cache, query = group(), kv_cache(), torch.randn(16, HEADS, HEAD_SIZE)
+    builder, cache, query = group(sketch_bits=bits), kv_cache(), torch.randn(16, HEADS, HEAD_SIZE)
     common = batch([1, 1, 1, 12])
     common.slot_mapping = torch.tensor([79, 5, -1, *range(120, 132)])  # the last slots of pages 4 and 7
     step, output = builder.build(0, common), torch.full_like(query, torch.nan)
-    view = sketches.view(cache, HEAD_SIZE)
+    view = sketches.view(cache, HEAD_SIZE, bits)
     view.zero_()
     group.impl.forward(None, query, None, None, cache, step, output)
     keys, values = (x.contiguous() for x in cache.transpose(1, 2).split(HEAD_SIZE, -1))
-    expected = empty_sketch(keys).zero_()
+    expected = empty_sketch(keys, bits).zero_()
     write_sketch(keys, expected, torch.tensor([4, 7], dtype=torch.int32))
     assert torch.equal(view, expected)
     dense = flash_attn_varlen_func(

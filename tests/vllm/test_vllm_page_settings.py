@@ -38,7 +38,7 @@ def test_off_until_asked_for():
 def test_on_by_eps_or_by_name():
     assert resolve({"eps": 0.1}).enabled
     asked = resolve({"pages": True})
-    assert asked.enabled and asked.eps == 0.02
+    assert asked.enabled and asked.eps == 0.02 and asked.sketch_bits == 12
     assert resolve({"layer_eps": {0: 0.1}}).enabled
 
 
@@ -46,6 +46,7 @@ def test_the_environment_sets_what_arguments_do_not():
     settings = resolve({"eps": 0.1}, eps="0.3", min_context="256", dense_layers="0,-1", pages="true")
     assert (settings.eps, settings.min_context, settings.dense_layers) == (0.1, 256, (0, -1))
     assert resolve(dense_layers="3").dense_layers == (3,)
+    assert resolve(sketch_bits="8").sketch_bits == 8 and resolve({"sketch_bits": 12}, sketch_bits="8").sketch_bits == 12
     assert resolve(eps="0.05").enabled and not resolve(eps="0.05", pages="false").enabled
 
 
@@ -66,6 +67,14 @@ def test_the_environment_sets_what_arguments_do_not():
         ({"layer_eps": {3: 0.1}, "eps": 0}, {}, r"\['layer_eps'\]: got layers .* where eps is 0, .* 'pages' false"),
         (None, {"layer_eps": "no.toml"}, "LITE_ATTENTION_LAYER_EPS: got 'no.toml': No such file"),
         ({"pages": "on"}, {}, "got 'on'; needs true or false"),
+        (
+            {"sketch_bits": 4},
+            {},
+            r"\['sketch_bits'\]: got 4; needs 12, 8 of a channel's mean and 4 of .*, or 8, 4 of each",
+        ),
+        ({"sketch_bits": "8"}, {}, "got '8'; needs 12, 8 of a channel's mean"),
+        ({"sketch_bits": True}, {}, "got True; needs 12, 8 of a channel's mean"),
+        (None, {"sketch_bits": "16"}, "LITE_ATTENTION_SKETCH_BITS: got 16; needs 12, 8 of a channel's mean"),
         (
             {"epsilon": 0.1},
             {},
@@ -97,6 +106,10 @@ def test_an_eps_for_each_layer_by_mapping_json_or_file(tmp_path):
     ):
         assert settings.layer_eps == layers
         assert [settings.own_eps(layer, 4) for layer in range(4)] == [0.05, None, 0.0, None]
+    with pytest.raises(
+        ValueError, match=r"\['layer_eps'\]: got '.*own\.toml', made with sketch_bits 12, where .* is 8"
+    ):
+        resolve({"layer_eps": str(tmp_path / "own.toml"), "sketch_bits": 8})
     from_the_end = resolve({"layer_eps": {-1: 0.3}})
     assert [from_the_end.own_eps(layer, 4) for layer in range(4)] == [None, None, None, 0.3]
 
@@ -158,14 +171,16 @@ def test_workers_get_what_the_first_process_resolved(model, monkeypatch):
     monkeypatch.setenv("LITE_ATTENTION_EPS", "0.1")
     monkeypatch.setenv("LITE_ATTENTION_NEWEST", "32")
     monkeypatch.setenv("LITE_ATTENTION_LAYER_EPS", '{"0": 0.01, "-1": 0.05}')
+    monkeypatch.setenv("LITE_ATTENTION_SKETCH_BITS", "8")
     given = {"lite_attention": {"min_context": 100}, "other": 1}
     config = engine_config(model, attention_backend="LITE_ATTENTION", additional_config=given)
     monkeypatch.delenv("LITE_ATTENTION_EPS")  # as a worker on another machine
     monkeypatch.delenv("LITE_ATTENTION_LAYER_EPS")
+    monkeypatch.delenv("LITE_ATTENTION_SKETCH_BITS")
     monkeypatch.setenv("LITE_ATTENTION_NEWEST", "16")
     found = settings.of(config)
     assert (found.enabled, found.eps, found.min_context, found.newest) == (True, 0.1, 100, 32)
-    assert found.layer_eps == {0: 0.01, -1: 0.05}
+    assert found.layer_eps == {0: 0.01, -1: 0.05} and found.sketch_bits == 8
     assert config.additional_config["other"] == 1
     assert given == {"lite_attention": {"min_context": 100}, "other": 1}
 
@@ -187,15 +202,18 @@ def test_pages_of_another_size_are_refused():
 
     shape = {"num_kv_heads": 2, "head_size": 64, "dtype": torch.bfloat16}
     with pytest.raises(ValueError, match=r"block_size: got 128; .* needs 16: --block-size 16"):
-        sketches.with_room(FullAttentionSpec(block_size=128, **shape), "model.layers.0.attn")
+        sketches.with_room(FullAttentionSpec(block_size=128, **shape), "model.layers.0.attn", 12)
     with pytest.raises(NotImplementedError, match=r"model\.layers\.0\.attn can't decode from listed pages"):
-        sketches.with_room(SlidingWindowSpec(block_size=16, sliding_window=64, **shape), "model.layers.0.attn")
-    spec = sketches.with_room(FullAttentionSpec(block_size=16, **shape), "model.layers.0.attn")
+        sketches.with_room(SlidingWindowSpec(block_size=16, sliding_window=64, **shape), "model.layers.0.attn", 12)
+    spec = sketches.with_room(FullAttentionSpec(block_size=16, **shape), "model.layers.0.attn", 12)
     page = 16 * 2 * 2 * 64 * 2
     assert spec.page_size_bytes == page + 256 and spec.page_size_bytes % 256 == 0  # 2 * 112, and what aligns pages
-    assert sketches.room(spec) == 256
+    assert sketches.room(spec, 12) == 256
     eight = FullAttentionSpec(block_size=16, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
-    assert sketches.room(eight) == 8 * 208 + 128
+    assert sketches.room(eight, 12) == 8 * 208 + 128
+    assert sketches.room(eight, 8) == 8 * 144 + 128
+    fewer = sketches.with_room(eight, "model.layers.0.attn", 8)
+    assert fewer.page_size_bytes == 16 * 8 * 2 * 128 * 2 + 1280 and sketches.room(fewer, 8) == 1280
 
 
 @pytest.mark.parametrize("arguments", [{"logits_soft_cap": 30.0}, {"alibi_slopes": [0.5, 0.25]}])
@@ -208,3 +226,28 @@ def test_scores_without_an_estimate_are_refused(arguments, monkeypatch):
         impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments)
     config.additional_config = {"lite_attention": {"eps": 0}}
     assert impl.LiteAttentionImpl(2, 64, 0.125, 2, kv_cache_dtype="auto", **arguments).listing is None
+
+
+@pytest.mark.parametrize(("bits", "room"), [(12, 1792), (8, 1280)])
+def test_a_layer_with_lists_asks_for_the_room_of_its_sketches(bits, room, monkeypatch):
+    import torch
+    from vllm.model_executor.layers import attention
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from vllm_plugin import sketches
+    from vllm_plugin.settings import PageSettings
+
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
+    listing = SimpleNamespace(settings=PageSettings(eps=0.1, sketch_bits=bits), wants=lambda name: name == "listed")
+
+    class Layer(SimpleNamespace):
+        def get_kv_cache_spec(self, vllm_config):
+            return spec
+
+    monkeypatch.setattr(attention, "Attention", Layer)
+    sketches.install()
+    found = {
+        name: Layer(layer_name=name, impl=SimpleNamespace(listing=listing)).get_kv_cache_spec(None)
+        for name in ("listed", "dense")
+    }
+    assert found["listed"].page_size_bytes == spec.page_size_bytes + room and found["dense"] is spec

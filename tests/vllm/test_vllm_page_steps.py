@@ -13,12 +13,12 @@ PAGE, KV_HEADS, HEADS, HEAD_SIZE, BLOCKS = 16, 2, 6, 24, 7
 ORDERS = {"NHD": (0, 2, 1, 3), "HND": (0, 1, 2, 3)}
 
 
-def cache(order: str, dtype: torch.dtype, gap: int = 0) -> torch.Tensor:
+def cache(order: str, dtype: torch.dtype, gap: int = 0, bits: int = 12) -> torch.Tensor:
     """A cache as vLLM makes it: (blocks, heads, 16, 2 * head_size) in some order, each page followed by room."""
     shape = BLOCKS, KV_HEADS, PAGE, 2 * HEAD_SIZE
     permuted = [shape[i] for i in ORDERS[order]]
     item = torch.empty(0, dtype=dtype).element_size()
-    page = KV_HEADS * PAGE * 2 * HEAD_SIZE + (KV_HEADS * sketch_bytes(HEAD_SIZE) + gap) // item
+    page = KV_HEADS * PAGE * 2 * HEAD_SIZE + (KV_HEADS * sketch_bytes(HEAD_SIZE, bits) + gap) // item
     strides = [page, *torch.empty(permuted, device="meta").stride()[1:]]
     raw = torch.randint(0, 100, ((BLOCKS + 1) * page * item,), dtype=torch.uint8)
     made = raw.view(dtype).as_strided(permuted, strides, page)  # not the first layer of its allocation
@@ -29,17 +29,18 @@ def cache(order: str, dtype: torch.dtype, gap: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("gap", [0, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
 @pytest.mark.parametrize("order", ORDERS)
-def test_sketches_lie_behind_their_page(order, dtype, gap):
+@pytest.mark.parametrize("bits", [12, 8])
+def test_sketches_lie_behind_their_page(bits, order, dtype, gap):
     from vllm_plugin import sketches
 
-    kv_cache = cache(order, dtype, gap)
+    kv_cache = cache(order, dtype, gap, bits)
     before = kv_cache.clone()
     keys = kv_cache.transpose(1, 2)[..., :HEAD_SIZE]
     pages = torch.tensor([4, -1, 0, 6, -1], dtype=torch.int32)
-    view = sketches.view(kv_cache, HEAD_SIZE)
+    view = sketches.view(kv_cache, HEAD_SIZE, bits)
     untouched = view.clone()
     write_sketch(keys, view, pages)
-    expected = empty_sketch(keys.contiguous())
+    expected = empty_sketch(keys.contiguous(), bits)
     write_sketch(keys.contiguous(), expected, pages)
     assert torch.equal(view[[0, 4, 6]], expected[[0, 4, 6]])
     assert torch.equal(view[[1, 2, 3, 5]], untouched[[1, 2, 3, 5]])
@@ -50,7 +51,7 @@ def test_pages_without_room_are_not_written():
     from vllm_plugin import sketches
 
     with pytest.raises(RuntimeError, match="no room for 2 sketches"):
-        sketches.view(torch.zeros(BLOCKS, KV_HEADS, PAGE, 2 * HEAD_SIZE), HEAD_SIZE)
+        sketches.view(torch.zeros(BLOCKS, KV_HEADS, PAGE, 2 * HEAD_SIZE), HEAD_SIZE, 12)
 
 
 @pytest.fixture

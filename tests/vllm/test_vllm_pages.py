@@ -16,8 +16,13 @@ from texts import PROMPTS
 LISTS = {"eps": 0.5, "min_context": 32, "newest": 16}
 LAYERS, HEADS, HEADS_K, HEAD_SIZE = (SMALL[name] for name in ("layers", "heads", "kv_heads", "head_dim"))
 PAGE_BYTES = 16 * HEADS_K * 2 * HEAD_SIZE * 4
-SKETCH_BYTES = -(PAGE_BYTES + HEADS_K * 112) % 256 + HEADS_K * 112  # the next page begins at a multiple of 256
 STRANGERS = [f"{i}. {text[: 97 + 13 * i]}" for i, text in enumerate(reversed(PROMPTS))]
+
+
+def sketch_bytes(bits: int) -> int:
+    """Of a page and layer; the next page begins at a multiple of 256."""
+    size = HEADS_K * {12: 112, 8: 80}[bits]
+    return -(PAGE_BYTES + size) % 256 + size
 
 
 def tokens(reported: dict) -> list:
@@ -117,16 +122,17 @@ def test_forks_of_one_prefix(tmp_path, full):
     assert reported["stats"]["read"] < 0.9 * reported["stats"]["visible"]
 
 
-@pytest.mark.parametrize("dense_layers", [[], [0, -1]])
-def test_sketches_are_in_the_memory_plan(small, dense_layers):
+@pytest.mark.parametrize(("dense_layers", "bits"), [([], 12), ([0, -1], 12), ([], 8)])
+def test_sketches_are_in_the_memory_plan(small, dense_layers, bits):
     """As many pages fewer as their bytes say; layers that stay dense have none."""
     short = {"prompts": PROMPTS[:1], "sampling": GREEDY | {"max_tokens": 4}}
-    reported = generate_by_lists(small, [short], LISTS | {"dense_layers": dense_layers})
+    settings = LISTS | {"dense_layers": dense_layers, "sketch_bits": bits}
+    reported = generate_by_lists(small, [short], settings)
     listed = LAYERS - len(dense_layers)
-    pages = (1 << 30) // (LAYERS * PAGE_BYTES + listed * SKETCH_BYTES)
+    pages = (1 << 30) // (LAYERS * PAGE_BYTES + listed * sketch_bytes(bits))
     assert reported["pages"] == pages < (1 << 30) // (LAYERS * PAGE_BYTES)
-    assert reported["stats"]["sketch_bytes"] == pages * listed * SKETCH_BYTES
-    assert f"{listed} of {listed} layers" in reported.log
+    assert reported["stats"]["sketch_bytes"] == pages * listed * sketch_bytes(bits)
+    assert f"sketch_bits {bits}; {listed} of {listed} layers" in reported.log
 
 
 def test_what_is_counted(small):
@@ -153,7 +159,7 @@ def test_a_layer_has_its_own_eps(small):
     share = sum(each["read"] for each in due) / sum(each["visible"] for each in due)
     assert reported["stats"]["read_by_layers"] == {"first": share, "middle": 1, "last": share}
     assert f"eps {NEARLY_ALL:g} (layers with their own: 1, from 0 to 0), min_context 100" in reported.log
-    assert reported["stats"]["sketch_bytes"] == reported["pages"] * LAYERS * SKETCH_BYTES
+    assert reported["stats"]["sketch_bytes"] == reported["pages"] * LAYERS * sketch_bytes(12)
 
 
 def test_fp8_kv_cache(tmp_path, full):

@@ -92,6 +92,8 @@ BUGS = [
         late="    const int sent = found_here <= room ? found_here : 0;\n"),
     Bug("sketch-of-fifteen-keys", "pages/sketch.cu", "mean[round][i] = sum[i] * (1.f / kPage);",
         "mean[round][i] = sum[i] * (1.f / (kPage - 1));", "pages"),
+    Bug("bias-of-means-kept", "pages/score.cu", "if constexpr (kMeanBias != 0) mean_offset -= kMeanBias * mean_step;",
+        "", "pages"),
     Bug("window-a-tile-late", "sm90/producer.cuh", "if (used == kTiles) {", "if (used == kTiles + 1) {", "pages"),
     Bug("window-twice", "sm90/producer.cuh", "listed_ = loader_.listed(place(1));",
         "listed_ = loader_.listed(place(0));", "pages"),
