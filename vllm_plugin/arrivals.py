@@ -81,6 +81,8 @@ def begun(scheduler_output: SchedulerOutput) -> Iterator[tuple[tuple[list[int], 
     for request in scheduler_output.scheduled_new_reqs:
         yield request.block_ids, request.num_computed_tokens
     cached = scheduler_output.scheduled_cached_reqs
+    if not cached.resumed_req_ids:
+        return
     for request_id, pages, tokens in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
         if request_id in cached.resumed_req_ids:
             yield pages, tokens

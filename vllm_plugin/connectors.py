@@ -16,8 +16,8 @@ from vllm_plugin.settings import KEY
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig, VllmConfig
 
-# Read in vLLM 0.26 to 0.32. The first copies through views; the others whole pages, or a page's keys and values alone,
-# at the pages' distance.
+# Read in vLLM 0.26, 0.28, 0.32 and 0.33. The first copies through views; the others copy whole pages, or a page's keys
+# and values alone, at the pages' distance.
 ACCEPTED = ("ExampleConnector", "OffloadingConnector", "SimpleCPUOffloadConnector")
 OF_OTHERS = "MultiConnector"  # hands everything on
 

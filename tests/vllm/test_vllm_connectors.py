@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import random_model
-from engine import generate_by_lists
+from engine import SMALL, generate_by_lists
 
 SAMPLING = {"temperature": 0, "max_tokens": 16, "ignore_eos": True, "detokenize": False}
 LISTS = {"eps": 0.3, "min_context": 100, "newest": 16}
@@ -54,7 +54,7 @@ def left_out(reported: dict) -> list[float]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return random_model.write(tmp_path_factory.mktemp("random"))
+    return random_model.write(tmp_path_factory.mktemp("random"), **SMALL)
 
 
 @pytest.fixture(scope="module")
