@@ -114,6 +114,16 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         key_cache, value_cache = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
         return key_cache, value_cache
 
+    def _cache(self, kv_cache: torch.Tensor) -> list[torch.Tensor]:
+        """The same two as kernels take them."""
+        # A tensor may have any stride in a dimension of size one; the kernel's tensor maps need one of a whole row.
+        cache = [canonicalize_singleton_dim_strides(each) for each in self._keys_and_values(kv_cache)]
+        return [each.view(FP8) for each in cache] if self.fp8_kv else cache
+
+    def write_sketches(self, kv_cache: torch.Tensor, pages: torch.Tensor) -> None:
+        """Writes the sketches of full pages of a layer that decodes from lists; int32, negative for none."""
+        self.listing.write_sketches(self._cache(kv_cache)[0], kv_cache, pages)
+
     def do_kv_cache_update(
         self,
         layer: AttentionLayer,
@@ -150,17 +160,15 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         if attn_metadata is None:  # the run that measures memory
             return output.fill_(0)
         step, tokens = attn_metadata, attn_metadata.num_actual_tokens
-        # A tensor may have any stride in a dimension of size one; the kernel's tensor maps need one of a whole row.
-        cache = [canonicalize_singleton_dim_strides(each) for each in self._keys_and_values(kv_cache)]
-        scales = {}
-        if self.fp8_kv:
-            cache = [each.view(FP8) for each in cache]
-            scales = {"k_descale": layer._k_scale, "v_descale": layer._v_scale}
+        cache = self._cache(kv_cache)
+        scales = {"k_descale": layer._k_scale, "v_descale": layer._v_scale} if self.fp8_kv else {}
         if self.listing is None or self.listing.tally is None:
             self._attend(query[:tokens], cache, step, output[:tokens], scales)
             return output
         if self.listing.leads:
             step.lead()
+        if step.arrived is not None:
+            self.listing.write_sketches(cache[0], kv_cache, step.arrived)
         split = 0
         if step.decoding is None:
             self.listing.write_sketches(cache[0], kv_cache, step.filled)

@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 from lite_attention.pages import PAGE, PageLists, decode_pages, write_sketch
 from lite_attention.pages.hopper import MAX_QUERIES
 from lite_attention.skip.bits import words
-from vllm_plugin import sketches
+from vllm_plugin import connectors, sketches
 from vllm_plugin.settings import KEY
 
 if TYPE_CHECKING:
@@ -98,11 +98,7 @@ class Listing:
     def check(self, vllm_config: VllmConfig, decode_len: int) -> None:
         """Raises NotImplementedError where an engine does what lists can't. `decode_len`: tokens a request a step."""
         works = f"needs none, or additional_config[{KEY!r}] with 'pages' false"
-        if vllm_config.kv_transfer_config is not None:
-            raise NotImplementedError(
-                f"kv_transfer_config: got {vllm_config.kv_transfer_config.kv_connector}; {works}: connectors copy keys "
-                "and values, and leave their sketches behind"
-            )
+        connectors.check(vllm_config)
         if vllm_config.parallel_config.use_ubatching:
             raise NotImplementedError(f"enable_dbo: got micro batches, which would write the same lists; {works}")
         group = self.num_heads // self.num_kv_heads
@@ -122,7 +118,7 @@ class Listing:
         return not {index, index - self.layers} & set(self.settings.dense_layers)
 
     def write_sketches(self, key_cache: torch.Tensor, kv_cache: torch.Tensor, filled: torch.Tensor) -> None:
-        """Writes the sketches of the pages that a step without decoding rows filled; int32, negative for none."""
+        """Writes the sketches of full pages from their keys; int32, negative for none."""
         write_sketch(key_cache, self._sketches(kv_cache), filled)
 
     def decode(

@@ -18,7 +18,7 @@ from vllm.v1.attention.backend import (
 )
 
 import lite_attention
-from vllm_plugin import metrics, settings, sketches, warmup
+from vllm_plugin import arrivals, connectors, metrics, settings, sketches, warmup
 from vllm_plugin.decoding import Decoding, DecodingSplit, after
 from vllm_plugin.graphs import query_len_of_tile
 from vllm_plugin.listing import Listing, layer_index
@@ -50,6 +50,7 @@ class LiteAttentionMetadata(AttentionMetadata):
     planned_for: tuple[object, ...] | None = None  # `StepSchedule.shape` of the schedule
     # For layers that decode from lists:
     filled: torch.Tensor | None = None  # int32 (num_tokens,), the page that each token completes, or -1
+    arrived: torch.Tensor | None = None  # int32 (n,), the pages that requests begin with (arrivals.py)
     decoding: Decoding | None = None  # the rows at the head of the step that decode
     others: LiteAttentionMetadata | None = None  # the step's other rows, as a step
     decoding_schedule: DecodingSchedule | None = None  # plans `decoding`; None where each layer does
@@ -140,6 +141,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         metrics.publish(self.layer_names[0], self.tally)
         if self.on_gpu:
             warmup.install()
+        if connectors.name_of(self.vllm_config) is not None:
+            arrivals.install()
         logger.info_once(
             "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s, sketch_bits %d; "
             "%d of %d layers, from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
@@ -180,6 +183,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
         decoding = self.split.leading(common)
         step = self._step(common, plan=decoding is None or not self.only_listed)
         step.filled = self.split.room(common.slot_mapping)
+        step.arrived = arrivals.of_step(self.layer_names[0])
         step.decoding = decoding
         step.decoding_schedule = self.decoding_schedule
         if decoding is not None and self.decoding_schedule is not None:

@@ -1,7 +1,8 @@
 """Where sketches lie: behind the keys and values of their page, in vLLM's KV cache.
 
 A page that is longer by its sketches is one to vLLM's memory plan, and what shares pages or takes them from a request,
-prefix caching and preemption, does so with their sketches. KV connectors don't: most copy keys and values alone.
+prefix caching and preemption, does so with their sketches. KV connectors may bring keys and values alone: then their
+sketches are made here (`arrivals`).
 """
 
 from __future__ import annotations

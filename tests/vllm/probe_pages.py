@@ -1,8 +1,9 @@
 """Runs vLLM's offline engine with lists, and reports what it generated and what it counted.
 
-Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache, or have
-{"abort": {"after": steps, "requests": [their places]}}, or be {"forks": arguments of `generate_forks`}. Output: the
-rounds that generated, the engine's counters, `lite_attention.stats()` or None, and the number of pages.
+Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache, or
+{"forget": true}, which empties the prefix cache before that, or have {"abort": {"after": steps, "requests": [their
+places]}}, or be {"forks": arguments of `generate_forks`}. Output: the rounds that generated, the engine's counters,
+`lite_attention.stats()` or None, and the number of pages.
 """
 
 import dataclasses
@@ -96,7 +97,9 @@ if __name__ == "__main__":
     llm = LLM(disable_log_stats=False, **request["engine"])
     rounds = []
     for each in request["rounds"]:
-        if each.get("poison"):
+        if each.get("forget"):
+            assert llm.reset_prefix_cache()
+        if each.get("forget") or each.get("poison"):
             assert all(llm.collective_rpc(poison))
         elif "forks" in each:
             rounds.append(generate_forks(llm, **each["forks"]))

@@ -179,6 +179,9 @@ def test_the_end_of_the_warm_up_is_told(monkeypatch):
     assert told == [0]
 
 
+NIXL = SimpleNamespace(kv_connector="NixlConnector", kv_connector_module_path=None)
+
+
 def engine(**changes) -> SimpleNamespace:
     values = {
         "additional_config": {},
@@ -194,7 +197,11 @@ def engine(**changes) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("changes", "decode_len", "message"),
     [
-        ({"kv_transfer_config": SimpleNamespace(kv_connector="Some")}, 1, "kv_transfer_config: got Some; needs none"),
+        (
+            {"kv_transfer_config": NIXL},
+            1,
+            "kv_transfer_config: got NixlConnector, which .* needs one of ExampleConnector",
+        ),
         ({"parallel_config": SimpleNamespace(use_ubatching=True)}, 1, "enable_dbo: got micro batches.* needs none"),
         ({}, 22, "got 22 tokens a step and 3 query heads to a KV head; needs a product of at most 64"),
     ],
