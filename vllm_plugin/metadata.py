@@ -141,7 +141,8 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             warmup.install()
         logger.info_once(
             "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s; %d of %d layers, "
-            "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
+            "from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB, and while they are made up to "
+            "%.1f MiB more.",
             NAME,
             _eps_told(listed),
             first.settings.min_context,
@@ -153,6 +154,7 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             sketch_bytes / 2**20,
             100 * sketches.room(self.kv_cache_spec) / self.kv_cache_spec.page_size_bytes,
             first.memory.nbytes / 2**20,
+            first.scratch_bytes / 2**20,
         )
 
     def _decoding_schedule(self, min_context: int) -> DecodingSchedule | None:
