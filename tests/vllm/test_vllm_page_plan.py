@@ -20,7 +20,14 @@ def engine() -> SimpleNamespace:
         kv_transfer_config=None,
         speculative_config=None,
         num_speculative_tokens=0,
-        parallel_config=SimpleNamespace(use_ubatching=False, decode_context_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            use_ubatching=False,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+            rank=0,
+        ),
         model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: 2, max_model_len=64),
         scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
         cache_config=SimpleNamespace(num_gpu_blocks=9),
@@ -42,7 +49,7 @@ def group(monkeypatch):
     platform = SimpleNamespace(is_cpu=lambda: False, get_device_name=lambda: "NVIDIA H100")
     for module in (listing, metadata):
         monkeypatch.setattr(module, "current_platform", platform)
-    monkeypatch.setattr(metadata.logger, "info_once", lambda text, *values: make.told.append(text % values))
+    monkeypatch.setattr(metadata.logger, "info", lambda text, *values: make.told.append(text % values))
     monkeypatch.setattr(metrics, "publish", lambda *args: None)
     monkeypatch.setattr(warmup, "install", lambda: None)
     names = ["model.layers.0.attn", "model.layers.1.attn"]
@@ -216,6 +223,42 @@ def test_memory_of_a_worker_is_told(group):
     assert (
         f"lists {lists / 2**20:.1f} MiB, and while they are made up to {scratch / 2**20:.1f} MiB more." in group.told[1]
     )
+    assert "On each worker sketches take 0.0 MiB" in group.told[1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "stages", "workers", "place"),
+    [
+        (0, 1, 1, "the model has 2"),
+        (0, 1, 2, "the model has 2"),
+        (1, 1, 2, None),
+        (0, 2, 2, "the model has 2, and this is pipeline stage 1 of 2"),
+        (1, 2, 2, None),
+        (2, 2, 2, "the model has 2, and this is pipeline stage 2 of 2"),
+        (3, 2, 2, None),
+        (6, 2, 2, "the model has 2, and this is pipeline stage 2 of 2"),  # ranks go on over replicas
+    ],
+)
+def test_one_worker_of_each_stage_tells(group, rank, stages, workers, place):
+    config = engine()
+    config.parallel_config.rank = rank
+    config.parallel_config.pipeline_parallel_size = stages
+    config.parallel_config.tensor_parallel_size = workers
+    group(config=config)
+    if place is None:
+        assert group.told == []
+    else:
+        computes, decodes = group.told
+        assert f": 2 layers from model.layers.0.attn ({place}); on each worker {KV_HEADS} KV heads" in computes
+        assert f"; 2 of 2 layers, from model.layers.0.attn ({place}). On each worker sketches" in decodes
+
+
+def test_builders_that_measure_graphs_tell_nothing(group):
+    """vLLM makes them over a cache of a few pages, before it knows how many there will be."""
+    config = engine()
+    config.cache_config.num_gpu_blocks = None
+    group(config=config)
+    assert group.told == []
 
 
 # Layers
