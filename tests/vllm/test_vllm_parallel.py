@@ -6,17 +6,12 @@ always read.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
-import sys
 
-import aiohttp
 import pytest
 import random_model
-from engine import IN_ONE_PROCESS, generate_by_lists
-from processes import environment
-from serving import Server, free_port
+from engine import IN_ONE_PROCESS, engine_arguments, generate_by_lists
+from forks import run_in_fork
 
 LAYERS, HEADS, HEADS_K = 4, 8, 2
 PAGES = 200
@@ -48,7 +43,7 @@ def one(model):
 
 
 def test_pipeline_parallel(model, one):
-    """Two workers, each with half of the layers: all of them are listed and counted, and rows once."""
+    """Two workers, each with half of the layers: all of them are listed, counted and told of, and rows once."""
     # vLLM's worker on the CPU makes room for what the stage before hands on in a dummy run alone, asserts that there is
     # some, and with `enforce_eager` has had no such run.
     rounds = [{"dummy": True}, ROUND]
@@ -57,49 +52,24 @@ def test_pipeline_parallel(model, one):
     shares, due = (each["stats"].pop("read_by_layers") for each in (reported, one))
     assert shares == pytest.approx(due)
     assert reported["stats"] == pytest.approx(one["stats"])
+    place = r"; 2 of 2 layers, from model\.layers\.(\d)\.\S+ \(the model has 4, and this is pipeline stage (\d) of 2\)"
+    assert sorted(re.findall(place, reported.log)) == [("0", "1"), ("2", "2")]
 
 
-@pytest.fixture
-def server(model, tmp_path):
-    """A server of two engines."""
-    port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
-    command += ["--data-parallel-size", "2", "--skip-tokenizer-init", "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "512", "--block-size", "16", "--num-gpu-blocks-override", str(PAGES)]
-    command += ["--attention-backend", "LITE_ATTENTION", "--additional-config", json.dumps({"lite_attention": LISTS})]
-    # Each engine has its worker in its process, as in `engine.py`.
-    with Server(command, port, tmp_path / "log", environment(**IN_ONE_PROCESS)) as running:
-        try:
-            running.wait_healthy(timeout=600)
-        except Exception:
-            print(running.output()[-6000:])
-            raise
-        yield running
-
-
-async def complete(http: aiohttp.ClientSession, model: str, prompt: list[int], engine: int) -> list[int]:
-    """The tokens that follow by this engine of the server."""
-    body = SAMPLING | {"model": model, "prompt": prompt, "return_token_ids": True}
-    async with http.post("/v1/completions", json=body, headers={"X-data-parallel-rank": str(engine)}) as response:
-        answer = await response.json()
-        assert response.status == 200, answer
-        return answer["choices"][0]["token_ids"]
-
-
-async def test_data_parallel(server, model, one):
+def test_data_parallel(model, one):
     """Every prompt by either engine, while the other one decodes, too: `/metrics` has the sum of both."""
-    async with aiohttp.ClientSession(server.url, timeout=aiohttp.ClientTimeout(total=600)) as http:
-        asked = [(prompt, engine) for prompt in PROMPTS for engine in (0, 1)]
-        found = await asyncio.gather(*(complete(http, model, *each) for each in asked))
-        await asyncio.sleep(2.5)  # until the workers have written what they counted
-        async with http.get("/metrics") as response:
-            text = await response.text()
+    engine = engine_arguments(model, LISTS, **ENGINE, data_parallel_size=2)
+    # Engines are forks, as the process has imported all that they need; each has its worker in its process.
+    variables = IN_ONE_PROCESS | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    argument = {"engine": engine, "prompts": PROMPTS, "sampling": SAMPLING}
+    reported = run_in_fork("probe_replicas.py", argument, **variables)
     due = [tokens for (tokens,) in one["rounds"][0]["tokens"]]
-    assert found == [tokens for tokens in due for _ in (0, 1)]
+    assert reported["tokens"] == [tokens for tokens in due for _ in (0, 1)]
     pattern = r'^vllm:request_success_total{engine="(.)",finished_reason="length",.*} (\S+)$'
-    done = re.findall(pattern, text, re.MULTILINE)
+    done = re.findall(pattern, reported["metrics"], re.MULTILINE)
     assert sorted(done) == [("0", f"{len(PROMPTS)}.0"), ("1", f"{len(PROMPTS)}.0")]
-    metrics = {name: float(value) for name, value in re.findall(r"^lite_attention:(\S+) (\S+)$", text, re.MULTILINE)}
+    pattern = r"^lite_attention:(\S+) (\S+)$"
+    metrics = {name: float(value) for name, value in re.findall(pattern, reported["metrics"], re.MULTILINE)}
     stats = one["stats"]
     assert metrics['decode_rows_total{attention="listed"}'] == 2 * stats["rows_listed"]
     assert metrics['decode_rows_total{attention="dense"}'] == 2 * stats["rows_dense"]
