@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 PACKAGES = ("vllm", "transformers", "torch")
@@ -28,12 +29,12 @@ def sources(packages: Sequence[str] = PACKAGES) -> Iterator[str]:
             yield f"# {package}/{path.relative_to(root)}\n{data.decode(errors='replace')}\n"
 
 
-def code_prompts(tokenizer: object, count: int, length: int) -> list[list[int]]:
-    """`count` prompts of `length` tokens, one after the other through the sources.
+def code_prompts(tokenizer: object, lengths: Sequence[int]) -> list[list[int]]:
+    """Prompts of so many tokens each, one after the other through the sources.
 
     `tokenizer` is one of Hugging Face's, as `tokenizers` has it.
     """
-    needed, found, batch = count * length, [], []
+    needed, found, batch = sum(lengths), [], []
     for text in sources():
         batch.append(text)
         if len(batch) == 512:
@@ -45,4 +46,5 @@ def code_prompts(tokenizer: object, count: int, length: int) -> list[list[int]]:
         found += [token for each in tokenizer.encode_batch(batch, add_special_tokens=False) for token in each.ids]
     if len(found) < needed:
         raise SystemExit(f"{len(found)} tokens of code are installed; needs {needed}: fewer or shorter requests")
-    return [found[i * length : (i + 1) * length] for i in range(count)]
+    ends = list(accumulate(lengths))
+    return [found[end - length : end] for end, length in zip(ends, lengths, strict=True)]

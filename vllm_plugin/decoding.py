@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
+from vllm.v1.attention.backend import AttentionMetadataBuilder
 
 from lite_attention.pages import PAGE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.attention.backend import CommonAttentionMetadata
+
+
+def longest_decode(vllm_config: VllmConfig) -> int:
+    """The most query tokens of a decoding row, 1 and the speculative ones, by the rule that vLLM has for builders."""
+    asks = SimpleNamespace(vllm_config=vllm_config)  # a layer needs it before there is a builder
+    AttentionMetadataBuilder._init_reorder_batch_threshold(asks, 1, supports_spec_as_decode=True)
+    return asks.reorder_batch_threshold
 
 
 @dataclass

@@ -158,6 +158,8 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError(f"{NAME} does not quantise its output: output_scale must be None.")
         if attn_metadata is None:  # the run that measures memory
+            if self.listing is not None:
+                self.listing.take_scratch(layer.layer_name, query.device)
             return output.fill_(0)
         step, tokens = attn_metadata, attn_metadata.num_actual_tokens
         cache = self._cache(kv_cache)

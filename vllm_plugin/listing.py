@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.platforms import current_platform
 
-from lite_attention.pages import PAGE, PageLists, decode_pages, write_sketch
+from lite_attention.pages import PAGE, PageLists, decode_pages, select_scratch_bytes, write_sketch
 from lite_attention.pages.hopper import MAX_QUERIES
 from lite_attention.skip.bits import words
 from vllm_plugin import connectors, sketches
+from vllm_plugin.decoding import longest_decode
 from vllm_plugin.settings import KEY
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Listing:
     Attributes:
         settings: the engine's.
         memory: where lists are written.
+        scratch_bytes: what a step takes of the allocator while it makes the lists, at most; 0 on the CPU.
         tally: counts what the layers of a KV-cache group read; the layer's place in it is `slot`.
         eps: of this layer: a number of the host, which CUDA graphs keep as they were captured.
             The metadata builder gives these three by `join`: it knows which layer this is.
@@ -79,7 +81,12 @@ class Listing:
         self.layers = vllm_config.model_config.get_total_num_hidden_layers()
         blocks = -(-vllm_config.model_config.max_model_len // PAGE)
         device = vllm_config.device_config.device_type
-        self.memory = shared(vllm_config.scheduler_config.max_num_seqs, num_kv_heads, blocks, device)
+        rows = vllm_config.scheduler_config.max_num_seqs
+        self.memory = shared(rows, num_kv_heads, blocks, device)
+        self.scratch_bytes = 0
+        if not current_platform.is_cpu() and blocks * PAGE >= settings.min_context:
+            of_rows = num_heads, num_kv_heads, longest_decode(vllm_config)
+            self.scratch_bytes = select_scratch_bytes(rows, *of_rows, blocks)
         self.tally: Tally | None = None
         self.slot = 0
         self.eps = settings.eps
@@ -116,6 +123,19 @@ class Listing:
         ):  # vLLM numbers a draft's layers on, or names it
             return False
         return not {index, index - self.layers} & set(self.settings.dense_layers)
+
+    def take_scratch(self, layer_name: str, device: torch.device) -> None:
+        """Has the scratch of the largest step in the peak of the run by which vLLM measures memory.
+
+        In that run layers attend to nothing, so that the kernels take none there. This covers steps that aren't in a
+        CUDA graph: those with prompts, and those of more requests than the largest graph has. A graph's scratch is in
+        the pool of graphs. vLLM measures that by graphs that it captures and throws away before it plans the KV cache,
+        and the kernels are in these with tables as wide as when serving. Not covered is an engine that is told not to
+        measure: `kv_cache_memory_bytes`, or VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 for the graphs. Nor is what the
+        allocator keeps of steps of fewer requests, and can't use for one of more.
+        """
+        if self.wants(layer_name):
+            torch.empty(self.scratch_bytes, dtype=torch.uint8, device=device)
 
     def write_sketches(self, key_cache: torch.Tensor, kv_cache: torch.Tensor, filled: torch.Tensor) -> None:
         """Writes the sketches of full pages from their keys; int32, negative for none."""

@@ -18,7 +18,7 @@ from vllm.v1.attention.backend import (
 )
 
 import lite_attention
-from vllm_plugin import arrivals, connectors, metrics, settings, sketches, warmup
+from vllm_plugin import arrivals, connectors, metrics, settings, sketches, stage, warmup
 from vllm_plugin.decoding import Decoding, DecodingSplit, after
 from vllm_plugin.graphs import query_len_of_tile
 from vllm_plugin.listing import Listing, layer_index
@@ -88,18 +88,21 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             from vllm_plugin.schedule import StepSchedule
 
             self.schedule = StepSchedule.for_layers(layer_names, kv_cache_spec.block_size, vllm_config, device)
-        logger.info_once(
-            "%s %s computes attention by %s: %d layers from %s, %d KV heads, head size %d, %s, pages of %d tokens.",
-            NAME,
-            lite_attention.__version__,
-            "the CPU path" if current_platform.is_cpu() else f"the kernel for {current_platform.get_device_name()}",
-            len(layer_names),
-            layer_names[0] if layer_names else "none",
-            kv_cache_spec.num_kv_heads,
-            kv_cache_spec.head_size,
-            str(kv_cache_spec.dtype).removeprefix("torch."),
-            kv_cache_spec.block_size,
-        )
+        if place := stage.told(vllm_config):
+            logger.info(
+                "%s %s computes attention by %s: %d layers from %s (%s); on each worker %d KV heads, head size %d, %s, "
+                "pages of %d tokens.",
+                NAME,
+                lite_attention.__version__,
+                f"the kernel for {current_platform.get_device_name()}" if self.on_gpu else "the CPU path",
+                len(layer_names),
+                layer_names[0] if layer_names else "none",
+                place,
+                kv_cache_spec.num_kv_heads,
+                kv_cache_spec.head_size,
+                str(kv_cache_spec.dtype).removeprefix("torch."),
+                kv_cache_spec.block_size,
+            )
         self.split: DecodingSplit | None = None
         self.decoding_schedule: DecodingSchedule | None = None
         if listed := self._listed_layers():
@@ -143,22 +146,26 @@ class LiteAttentionMetadataBuilder(AttentionMetadataBuilder[LiteAttentionMetadat
             warmup.install()
         if connectors.name_of(self.vllm_config) is not None:
             arrivals.install()
-        logger.info_once(
-            "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s, sketch_bits %d; "
-            "%d of %d layers, from %s. Sketches take %.1f MiB, %.2f %% of the KV cache; lists %.1f MiB.",
-            NAME,
-            _eps_told(listed),
-            first.settings.min_context,
-            first.settings.newest,
-            str(list(first.settings.dense_layers)),
-            first.settings.sketch_bits,
-            len(listed),
-            len(self.layer_names),
-            self.layer_names[0],
-            sketch_bytes / 2**20,
-            100 * room / self.kv_cache_spec.page_size_bytes,
-            first.memory.nbytes / 2**20,
-        )
+        if place := stage.told(self.vllm_config):
+            logger.info(
+                "%s decodes from listed pages: eps %s, min_context %d, newest %d, dense_layers %s, sketch_bits %d; "
+                "%d of %d layers, from %s (%s). On each worker sketches take %.1f MiB, %.2f %% of the KV cache; lists "
+                "%.1f MiB, and while they are made up to %.1f MiB more.",
+                NAME,
+                _eps_told(listed),
+                first.settings.min_context,
+                first.settings.newest,
+                str(list(first.settings.dense_layers)),
+                first.settings.sketch_bits,
+                len(listed),
+                len(self.layer_names),
+                self.layer_names[0],
+                place,
+                sketch_bytes / 2**20,
+                100 * room / self.kv_cache_spec.page_size_bytes,
+                first.memory.nbytes / 2**20,
+                first.scratch_bytes / 2**20,
+            )
 
     def _decoding_schedule(self, min_context: int) -> DecodingSchedule | None:
         """None where each layer plans for itself, and with num_splits=1, with which lists have no use for a plan."""

@@ -118,11 +118,19 @@ class Publisher:
 def _file(path: Path) -> MmapedDict:
     """Its room is reserved: to write to a mapped file that the disk then has no room for would end the process.
 
+    It gets its name after that: other workers and servers read all files of the directory, and fail over an empty one.
+
     Raises:
         OSError: there is none.
     """
-    with open(path, "ab") as file:
-        os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+    new = path.with_suffix(".new")
+    try:
+        with open(new, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     return MmapedDict(str(path))
 
 

@@ -17,6 +17,7 @@ from lite_attention.pages import (
     attend_pages,
     empty_sketch,
     select_pages,
+    select_scratch_bytes,
     sketch_bytes,
     write_sketch,
 )
@@ -102,6 +103,21 @@ def test_pages_that_the_cache_has_not_are_passed_over():
 
 
 # Lists
+
+
+@pytest.mark.parametrize(("heads", "heads_k", "q_len"), [(32, 8, 1), (10, 2, 3)])
+def test_scratch_is_as_large_as_planned(heads, heads_k, q_len):
+    """What vLLM's plan of memory counts is what the kernels ask for, but for small tensors of the call."""
+    step = Step([q_len] * 3, [4000, 700, 4096], heads=heads, heads_k=heads_k)
+    lists = PageLists.empty(3, heads_k, heads, step.table.shape[1], step.table.device)
+    step.select(eps=0.1, lists=lists)  # loads the kernels
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    step.select(eps=0.1, lists=lists)
+    taken = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+    planned = select_scratch_bytes(3, heads, heads_k, q_len, step.table.shape[1])
+    assert planned <= taken < planned + 4096
 
 
 def spec_shares(step, b, head, row):

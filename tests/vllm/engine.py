@@ -34,8 +34,8 @@ def generate(
     return run_in_fork("probe_engine.py", argument, **IN_ONE_PROCESS, **environment or {})
 
 
-def generate_by_lists(model: str, rounds: list[dict], settings: dict | None, **engine) -> Reported:
-    """What `probe_pages.py` reports of an engine with these settings of lists, in float32 with pages of 16 tokens."""
+def engine_arguments(model: str, settings: dict | None, **engine) -> dict:
+    """Of an engine with these settings of lists, in float32 with pages of 16 tokens."""
     defaults = {
         "model": model,
         "attention_backend": "LITE_ATTENTION",
@@ -46,4 +46,10 @@ def generate_by_lists(model: str, rounds: list[dict], settings: dict | None, **e
         "block_size": 16,
         "additional_config": {} if settings is None else {"lite_attention": settings},
     }
-    return run_in_fork("probe_pages.py", {"engine": defaults | engine, "rounds": rounds}, **IN_ONE_PROCESS)
+    return defaults | engine
+
+
+def generate_by_lists(model: str, rounds: list[dict], settings: dict | None, **engine) -> Reported:
+    """What `probe_pages.py` reports of an engine with `engine_arguments`."""
+    argument = {"engine": engine_arguments(model, settings, **engine), "rounds": rounds}
+    return run_in_fork("probe_pages.py", argument, **IN_ONE_PROCESS)

@@ -1,9 +1,10 @@
 """Runs vLLM's offline engine with lists, and reports what it generated and what it counted.
 
 Input as `probe_engine.py`; a round may also be {"poison": true}, which overwrites every sketch of the KV cache, or
-{"forget": true}, which empties the prefix cache before that, or have {"abort": {"after": steps, "requests": [their
-places]}}, or be {"forks": arguments of `generate_forks`}. Output: the rounds that generated, the engine's counters,
-`lite_attention.stats()` or None, and the number of pages.
+{"forget": true}, which empties the prefix cache before that, or {"dummy": true}, which has the workers run the model on
+nothing, or have {"abort": {"after": steps, "requests": [their places]}}, or be {"forks": arguments of
+`generate_forks`}. Output: the rounds that generated, the engine's counters, `lite_attention.stats()` or None, and the
+number of pages.
 """
 
 import dataclasses
@@ -27,6 +28,11 @@ def poison(worker) -> int:
             view[..., :16] = 0x3F  # offsets and steps of 0.75, so that means are up to 192
             count += view.shape[0] * view.shape[1]
     return count
+
+
+def dummy_run(worker) -> None:
+    """In a worker: what vLLM's warm-up does, which it leaves out on the CPU where nothing is compiled."""
+    worker.model_runner._dummy_run(16)
 
 
 def generate_with_aborts(llm, prompts: list, sampling: dict, abort: dict) -> dict:
@@ -101,6 +107,8 @@ if __name__ == "__main__":
             assert llm.reset_prefix_cache()
         if each.get("forget") or each.get("poison"):
             assert all(llm.collective_rpc(poison))
+        elif each.get("dummy"):
+            llm.collective_rpc(dummy_run)
         elif "forks" in each:
             rounds.append(generate_forks(llm, **each["forks"]))
         elif "abort" in each:

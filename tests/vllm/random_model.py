@@ -33,8 +33,11 @@ def write(
     context: int = 2048,
     vocabulary: int = VOCABULARY,
     by_head: bool = False,
+    window: int | None = None,
 ) -> str:
     """Writes the model in bfloat16; returns its path.
+
+    With `window` each token attends to that many only in every other layer, from the first on.
 
     With `by_head` keys and values of a KV head are far from 1, up or down, and what reads them makes up for it: all by
     powers of two, so that it is the same model. With the scales that the checkpoint has for each head an FP8 cache
@@ -90,6 +93,9 @@ def write(
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    if window is not None:
+        kinds = ["sliding_attention", "full_attention"]
+        config |= {"sliding_window": window, "layer_types": [kinds[layer % 2] for layer in range(layers)]}
     (folder / "config.json").write_text(json.dumps(config | quantisation))
     return str(folder)
 

@@ -359,6 +359,7 @@ def step_builder(hopper, monkeypatch):
                 is_attention_compiled_piecewise=lambda: True,
             ),
             num_speculative_tokens=speculative,
+            cache_config=SimpleNamespace(num_gpu_blocks=None),
             lora_config=None,
             additional_config={},
         )
@@ -543,7 +544,8 @@ def builder():
     from vllm_plugin.metadata import LiteAttentionMetadataBuilder
 
     spec = FullAttentionSpec(block_size=PAGE, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.float32)
-    return LiteAttentionMetadataBuilder(spec, ["layers.0.attn"], SimpleNamespace(), torch.device("cpu"))
+    config = SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks=None))
+    return LiteAttentionMetadataBuilder(spec, ["layers.0.attn"], config, torch.device("cpu"))
 
 
 def expected_output(query, keys, values, common, *, window=None, softcap=0.0, slopes=None, sinks=None):

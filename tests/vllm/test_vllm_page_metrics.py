@@ -1,4 +1,4 @@
-"""Metrics of listed pages where the disk is full: a worker goes on, and says so once."""
+"""Metrics of listed pages: their files, and a worker that goes on where the disk is full, and says so once."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ def test_the_file_has_its_room_and_what_was_counted(metrics, tmp_path):
         assert path.stat().st_blocks * 512 >= path.stat().st_size == metrics.FILE_BYTES
 
 
+def test_files_can_be_read_while_they_are_made(metrics, monkeypatch):
+    """As by a worker of the same engine, which reads all there are when it starts."""
+    others, reserve = Tally(), os.posix_fallocate
+    others.read = 3
+    metrics.publish("layer", others)
+    metrics._publisher.publish()
+    read = []
+
+    def reserve_and_read(*args: int) -> None:
+        read.append(metrics.stats().read)
+        reserve(*args)
+        read.append(metrics.stats().read)
+
+    monkeypatch.setattr(metrics, "_publisher", None)
+    monkeypatch.setattr(metrics.os, "getpid", lambda: 1)
+    monkeypatch.setattr(metrics.os, "posix_fallocate", reserve_and_read)
+    metrics.publish("layer", Tally())
+    metrics._publisher.publish()
+    assert read == [3, 3, 3, 3] and metrics.stats().read == 3
+
+
 def test_what_can_not_be_written_is_told_once_and_tried_again(metrics, monkeypatch):
     tally = Tally()
     metrics.publish("layer", tally)
@@ -64,9 +85,10 @@ def test_what_can_not_be_written_is_told_once_and_tried_again(metrics, monkeypat
     assert metrics.stats().read == 7 and len(metrics.said) == 1
 
 
-def test_a_worker_without_room_for_its_file_serves_without_metrics(metrics, monkeypatch):
+def test_a_worker_without_room_for_its_file_serves_without_metrics(metrics, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "posix_fallocate", full)
     for layer in ("first", "second"):
         metrics.publish(layer, Tally())
     metrics.warmed_up()
     assert len(metrics.said) == 1 and "No metrics of listed pages from this worker" in metrics.said[0]
+    assert list(tmp_path.iterdir()) == []  # an empty file would fail who reads

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lite_attention.pages import sketch_bytes
 
@@ -19,7 +20,14 @@ def engine() -> SimpleNamespace:
         kv_transfer_config=None,
         speculative_config=None,
         num_speculative_tokens=0,
-        parallel_config=SimpleNamespace(use_ubatching=False, decode_context_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            use_ubatching=False,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+            rank=0,
+        ),
         model_config=SimpleNamespace(get_total_num_hidden_layers=lambda: 2, max_model_len=64),
         scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
         cache_config=SimpleNamespace(num_gpu_blocks=9),
@@ -33,13 +41,15 @@ def group(monkeypatch):
     """Makes a builder, as on a GPU, for two layers with lists; it notes plans in `plans` and makes none."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    from vllm_plugin import metadata, metrics, schedule, sketches, warmup
+    from vllm_plugin import listing, metadata, metrics, schedule, sketches, warmup
     from vllm_plugin.impl import LiteAttentionImpl
     from vllm_plugin.listing import Listing
     from vllm_plugin.settings import PageSettings
 
     platform = SimpleNamespace(is_cpu=lambda: False, get_device_name=lambda: "NVIDIA H100")
-    monkeypatch.setattr(metadata, "current_platform", platform)
+    for module in (listing, metadata):
+        monkeypatch.setattr(module, "current_platform", platform)
+    monkeypatch.setattr(metadata.logger, "info", lambda text, *values: make.told.append(text % values))
     monkeypatch.setattr(metrics, "publish", lambda *args: None)
     monkeypatch.setattr(warmup, "install", lambda: None)
     names = ["model.layers.0.attn", "model.layers.1.attn"]
@@ -48,27 +58,28 @@ def group(monkeypatch):
         make.plans.append((args, kwargs, out))
         return out
 
-    def make(kv_cache_dtype="auto", apart=False, **changes):
-        config, settings = engine(), PageSettings(eps=0.1, min_context=MIN_CONTEXT, **changes)
+    def make(kv_cache_dtype="auto", apart=False, config=None, **changes):
+        config = config or engine()
+        settings = PageSettings(**{"eps": 0.1, "min_context": MIN_CONTEXT} | changes)
         layers = {}
         for name in names:
             impl = LiteAttentionImpl(HEADS, HEAD_SIZE, 1.0, KV_HEADS, kv_cache_dtype=kv_cache_dtype)
             impl.listing = Listing(settings, config, HEADS, KV_HEADS, HEAD_SIZE)
-            layers[name] = SimpleNamespace(impl=impl)
+            layers[name] = SimpleNamespace(impl=impl, layer_name=name)
         if apart:
             layers[names[1]].impl.head_size = 2 * HEAD_SIZE
         for module in (metadata, schedule):
             monkeypatch.setattr(module, "get_layers_from_vllm_config", lambda *args: layers)
-        make.impl = layers[names[0]].impl
+        make.layers, make.impl = list(layers.values()), layers[names[0]].impl
         spec = FullAttentionSpec(block_size=PAGE, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=torch.float32)
         spec = sketches.with_room(spec, names[0], settings.sketch_bits)
         return metadata.LiteAttentionMetadataBuilder(spec, names, config, torch.device("cpu"))
 
     def size(batch, tokens, longest, *heads_and_device):
         assert (batch, tokens) == (4, 64)
-        return {1: 30, 64: 20}[longest]
+        return {1: 30, 3: 40, 64: 20}[longest]
 
-    make.plans = []
+    make.plans, make.told = [], []
     monkeypatch.setattr(schedule, "get_scheduler_metadata", plan)
     monkeypatch.setattr(schedule, "scheduler_metadata_size", size)
     return make
@@ -149,6 +160,108 @@ def test_where_there_is_no_plan_of_decoding(group, why, monkeypatch):
     assert builder.decoding_schedule is None
     assert builder.build(0, batch([1, 1])).decoding.scheduler_metadata is None
     assert group.plans == []
+
+
+# Memory, and what is told at start
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the bytes of every `torch.empty`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        if func is torch.ops.aten.empty.memory_format:
+            self.sizes.append(made.nbytes)
+        return made
+
+
+def taken_where_memory_is_measured(group, **changes) -> list[int]:
+    """What each of the two layers allocates in the run that has no metadata, and no builder before it."""
+    group(**changes)
+    taken, query = [], torch.zeros(16, HEADS, HEAD_SIZE)
+    for layer in group.layers:
+        with Allocations() as made:
+            assert not layer.impl.forward(layer, query, None, None, None, None, query.clone() + 1).any()
+        taken.append(sum(made.sizes))
+    return taken
+
+
+def speculating(tokens: int) -> SimpleNamespace:
+    config = engine()
+    config.speculative_config = SimpleNamespace(num_speculative_tokens=tokens, parallel_drafting=False)
+    return config
+
+
+def test_scratch_is_taken_where_vllm_measures_memory(group):
+    """Of four requests of four pages, by two KV heads with one quad of heads each: 8 lists."""
+    whole = 4 * (8 * 4 * 4 + 2 * 8 * 1 * 4 + 8 * 4)
+    assert taken_where_memory_is_measured(group) == [whole, whole]
+    assert taken_where_memory_is_measured(group, dense_layers=(0,)) == [0, whole]
+    assert taken_where_memory_is_measured(group, min_context=4 * PAGE + 1) == [0, 0]  # no request is as long
+    three = 4 * (3 * (8 * 4 * 4 + 2 * 8 * 1 * 4) + 8 * 4)
+    assert taken_where_memory_is_measured(group, config=speculating(2)) == [three, three]
+
+
+def test_nothing_is_taken_on_the_cpu(group, monkeypatch):
+    from vllm_plugin import listing
+
+    monkeypatch.setattr(listing, "current_platform", SimpleNamespace(is_cpu=lambda: True))
+    assert taken_where_memory_is_measured(group) == [0, 0]
+
+
+def test_memory_of_a_worker_is_told(group):
+    config = engine()
+    config.model_config = SimpleNamespace(get_total_num_hidden_layers=lambda: 2, max_model_len=2**17)
+    config.scheduler_config.max_num_seqs = 4
+    group(config=config)
+    lists = 4 * KV_HEADS * 8192 * (4 + 1 / 8)  # indices and bits
+    scratch = 22 * 4 * KV_HEADS * 8192
+    assert (
+        f"lists {lists / 2**20:.1f} MiB, and while they are made up to {scratch / 2**20:.1f} MiB more." in group.told[1]
+    )
+    assert "On each worker sketches take 0.0 MiB" in group.told[1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "stages", "workers", "place"),
+    [
+        (0, 1, 1, "the model has 2"),
+        (0, 1, 2, "the model has 2"),
+        (1, 1, 2, None),
+        (0, 2, 2, "the model has 2, and this is pipeline stage 1 of 2"),
+        (1, 2, 2, None),
+        (2, 2, 2, "the model has 2, and this is pipeline stage 2 of 2"),
+        (3, 2, 2, None),
+        (6, 2, 2, "the model has 2, and this is pipeline stage 2 of 2"),  # ranks go on over replicas
+    ],
+)
+def test_one_worker_of_each_stage_tells(group, rank, stages, workers, place):
+    config = engine()
+    config.parallel_config.rank = rank
+    config.parallel_config.pipeline_parallel_size = stages
+    config.parallel_config.tensor_parallel_size = workers
+    group(config=config)
+    if place is None:
+        assert group.told == []
+    else:
+        computes, decodes = group.told
+        assert f": 2 layers from model.layers.0.attn ({place}); on each worker {KV_HEADS} KV heads" in computes
+        assert f"; 2 of 2 layers, from model.layers.0.attn ({place}). On each worker sketches" in decodes
+
+
+def test_builders_that_measure_graphs_tell_nothing(group):
+    """vLLM makes them over a cache of a few pages, before it knows how many there will be."""
+    config = engine()
+    config.cache_config.num_gpu_blocks = None
+    group(config=config)
+    assert group.told == []
+
+
+# Layers
 
 
 def kv_cache() -> torch.Tensor:

@@ -186,7 +186,8 @@ def engine(**changes) -> SimpleNamespace:
     values = {
         "additional_config": {},
         "kv_transfer_config": None,
-        "parallel_config": SimpleNamespace(use_ubatching=False),
+        "parallel_config": SimpleNamespace(use_ubatching=False, decode_context_parallel_size=1),
+        "speculative_config": None,
         "model_config": SimpleNamespace(get_total_num_hidden_layers=lambda: 4, max_model_len=64),
         "scheduler_config": SimpleNamespace(max_num_seqs=2),
         "device_config": SimpleNamespace(device_type="cpu"),

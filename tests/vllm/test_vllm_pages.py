@@ -162,6 +162,30 @@ def test_a_layer_has_its_own_eps(small):
     assert reported["stats"]["sketch_bytes"] == reported["pages"] * LAYERS * sketch_bytes(12)
 
 
+def test_layers_with_a_window_stay_dense(tmp_path, full):
+    """Every other of four layers has one: the second and the last are listed, and no other is counted."""
+    model, lengths, new = random_model.write(tmp_path, head_dim=64, window=48), (40, 111, 200), 20
+    sampling = {"temperature": 0, "max_tokens": new, "ignore_eos": True, "detokenize": False}
+    rounds = [{"prompts": random_model.prompts(*lengths), "sampling": sampling}]
+    engine = {"skip_tokenizer_init": True, "num_gpu_blocks_override": 200}
+    settings = {"eps": 1e-4, "min_context": 60, "newest": 24}
+    dense, nearly_all_read, few = (
+        generate_by_lists(model, rounds, each, **engine) for each in (None, settings, settings | {"eps": NEARLY_ALL})
+    )
+    assert tokens(nearly_all_read) == tokens(dense)
+    assert tokens(few) != tokens(dense)
+    due = [expected(length, new, min_context=60, newest=24) for length in lengths]
+    total = {name: sum(each[name] for each in due) for name in due[0]}
+    for reported in (nearly_all_read, few):
+        assert reported["stats"]["rows_listed"] == total["rows_listed"] > 0
+        assert reported["stats"]["rows_dense"] == total["rows_dense"] > 0
+        assert reported["stats"]["visible"] == total["visible"] * 2 * HEADS_K
+        assert reported["stats"]["sketch_bytes"] == 200 * 2 * sketch_bytes(12)
+    assert few["stats"]["read"] == total["read"] * 2 * HEADS_K
+    share = total["read"] / total["visible"]
+    assert few["stats"]["read_by_layers"] == {"first": share, "middle": 0, "last": share}
+
+
 def test_fp8_kv_cache(tmp_path, full):
     """Sketches of keys as they are stored, with their scale in the selection."""
     engine = {
