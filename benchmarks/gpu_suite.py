@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TESTED = ("hopper", "hopper_runtime", "hopper_fp8", "hopper_skip", "hopper_pages", "hopper_page_decode", "module_gpu")
 KERNEL_TESTS = [f"tests/gpu/test_{name}.py" for name in TESTED]
-VLLM_TESTS = [f"tests/gpu/test_vllm_{name}.py" for name in ("isolation", "models", "gpu")]
+VLLM_TESTS = [f"tests/gpu/test_vllm_{name}.py" for name in ("isolation", "models", "loads", "gpu")]
 PARTS = {
     "kernels": ([], KERNEL_TESTS),
     "two_gpus": ([], ["tests/gpu/test_module_gpu.py", "-k", "nccl"]),
