@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from lite_attention.bench.inputs import make_inputs
 from lite_attention.bench.measure import Measurement
 from lite_attention.bench.page_work import NeededPages, RandomPages, SketchedPrefill
 from lite_attention.bench.shapes import Shape
+from lite_attention.bench.table import judged
 from lite_attention.bench.targets import OURS, OWN_DENSE, Target
 
 pytest.importorskip("rich")
@@ -38,6 +41,20 @@ def test_every_row_and_target_of_the_issue_is_there():
     assert all((row.shape.heads, row.shape.heads_k, row.shape.head_dim) == (32, 8, 128) for row in found.values())
 
 
+def test_rows_of_contexts_force_lists_and_run_by_their_own_name_alone():
+    found = rows.select(["pages-context-*"])
+    sizes = {(row.shape.k_lens[0], row.shape.batch): row for row in found}
+    assert len(found) == 15 and set(sizes) == {(1024 * n, b) for n in (1, 2, 4, 8, 16) for b in (1, 8, 64)}
+    step = next(row for row in rows.ROWS if row.name == "pages-step-b64-32k")
+    for (tokens, batch), row in sizes.items():
+        assert row.name == f"pages-context-{tokens // 1024}k-b{batch}"
+        assert row.targets == () and row.skip == step.skip == NeededPages(0.10, min_context=0)
+        assert row.shape == replace(step.shape, q_lens=(1,) * batch, k_lens=(tokens,) * batch)
+    for patterns in (None, ["*"], ["pages-*"], ["pages-step-*"]):
+        assert not {row.name for row in rows.select(patterns)} & {row.name for row in found}
+    assert rows.select(["pages-step-*", "pages-context-16k-b8"])[-1].shape.k_lens == (16 * 1024,) * 8
+
+
 @pytest.mark.parametrize("plan", [*PLANS.values()], ids=[*PLANS])
 def test_rows_of_steps_are_measured_and_read_their_share(plan):
     result = measured(plan, STEP)
@@ -45,6 +62,17 @@ def test_rows_of_steps_are_measured_and_read_their_share(plan):
     assert set(result.times) == {OURS, OWN_DENSE}
     expected = {"random": 0.2, "needed": 0.3, "short": 1.0}[next(name for name, x in PLANS.items() if x is plan)]
     assert result.visited == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "visited"), [("1k-b1", 10 / 64), ("2k-b1", 0.1)])
+def test_rows_of_contexts_are_measured_beside_dense_attention_and_judged_by_nothing(name, visited):
+    """Of the shortest context's 64 pages six are always listed, and each of four query heads has one of its own."""
+    row = next(row for row in rows.FURTHER if row.name == f"pages-context-{name}")
+    result = Measurement(CPU, (), 2, lambda call: (call(), 10.0)[1], lambda text: None).measure(row, row.shape)
+    assert result.status == "measured", result.reason
+    assert set(result.times) == {OURS, OWN_DENSE}
+    assert result.visited == pytest.approx(visited, abs=0.01)
+    assert judged(result) == "nothing asked"
 
 
 def test_the_row_of_a_prompt_is_measured():

@@ -106,7 +106,7 @@ def _measure(arguments: argparse.Namespace, rows: list[Row]) -> int:
 
 
 def _described(row: Row) -> str:
-    return f"{row.name:<31} {row.shape!s:<77} needs {', '.join(map(str, row.targets))}"
+    return f"{row.name:<31} {row.shape!s:<77} needs {', '.join(map(str, row.targets)) or 'nothing'}"
 
 
 def _check_extra() -> None:

@@ -51,12 +51,17 @@ def cells(run: Run, result: RowResult) -> list[str]:
         *([NOTHING if result.visited is None else f"{result.visited:.1%}"] if has_lists(run) else []),
         *(_ratio(result, name) for name in _columns(run)),
         needs,
-        verdict(result.verdicts()),
+        judged(result),
     ]
 
 
+def judged(result: RowResult) -> str:
+    """What the targets of a row that was measured came to, in words."""
+    return verdict(result.verdicts()) if result.row.targets else "nothing asked"
+
+
 def verdict(found: list[Verdict]) -> str:
-    """What the targets of a row came to, in words."""
+    """What some targets came to, in words."""
     if not found:
         return "not at full size"
     below = [f"below {one.target}: {one.ratio:.3f}" for one in found if one.met is False]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from lite_attention.bench.results import WRONG, RowResult, Run
-from lite_attention.bench.table import average_line, caption, cells, header, verdict
+from lite_attention.bench.table import average_line, caption, cells, header, judged
 from lite_attention.bench.targets import OURS, ratio
 from lite_attention.screen import BaseScreen
 
@@ -63,7 +63,7 @@ def _line(result: RowResult) -> str:
     else:
         ratios = [f"{name} {ratio(result.microseconds, name):.3f}" for name in result.microseconds if name != OURS]
         text = f"{result.microseconds[OURS]:,.1f} us, {result.rate_text(OURS)} {result.row.unit}; "
-        text += f"{', '.join(ratios) or 'no peer'}; {verdict(result.verdicts())}"
+        text += f"{', '.join(ratios) or 'no peer'}; {judged(result)}"
     line = escape(f"{result.row.name}: {text}")
     style = _style(result)
     return f"[{style}]{line}[/]" if style else line
