@@ -21,7 +21,12 @@ pytest.importorskip("matplotlib")
 CPU = torch.device("cpu")
 STEP = Shape((1, 1), (4096, 2001), 4, 2, 64, causal=True, layout="paged", page_size=16)
 PREFILL = Shape((300,), (300,), 4, 2, 64, causal=True, layout="paged", page_size=16)
-PLANS = {"random": RandomPages(0.2), "needed": NeededPages(0.3), "short": NeededPages(min_context=8192)}
+PLANS = {
+    "random": RandomPages(0.2),
+    "needed": NeededPages(0.3),
+    "8bits": NeededPages(0.3, sketch_bits=8),
+    "short": NeededPages(min_context=8192),
+}
 
 
 def measured(plan, shape):
@@ -60,7 +65,7 @@ def test_rows_of_steps_are_measured_and_read_their_share(plan):
     result = measured(plan, STEP)
     assert result.status == "measured", result.reason
     assert set(result.times) == {OURS, OWN_DENSE}
-    expected = {"random": 0.2, "needed": 0.3, "short": 1.0}[next(name for name, x in PLANS.items() if x is plan)]
+    expected = {"random": 0.2, "needed": 0.3, "8bits": 0.3, "short": 1.0}[next(name for name, x in PLANS.items() if x is plan)]
     assert result.visited == pytest.approx(expected, abs=0.05)
 
 

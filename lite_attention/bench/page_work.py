@@ -49,14 +49,16 @@ class RandomPages:
 class NeededPages:
     """A step that writes sketches, selects and attends, with queries so large that a `share` of the pages is needed.
 
-    One sequence in 16 has a page that fills. Sequences shorter than `min_context` list everything.
+    One sequence in 16 has a page that fills. Sequences shorter than `min_context` list everything. `sketch_bits` are
+    those of the operator's setting.
     """
 
     share: float = 1.0
     min_context: int = 0
+    sketch_bits: int = 12
 
     def prepare(self, inputs: Inputs, seed: int) -> PageStep:
-        sketch = empty_sketch(inputs.k)
+        sketch = empty_sketch(inputs.k, self.sketch_bits)
         write_sketch(inputs.k, sketch, torch.arange(len(sketch), dtype=torch.int32, device=sketch.device))
         step, low, high = PageStep(inputs, sketch, self.min_context), -2.0, 6.0
         if self.share < 1:

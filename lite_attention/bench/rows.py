@@ -212,14 +212,21 @@ ROWS: tuple[Row, ...] = (
     ),
 )
 
-# From which context on lists gain, for the default of `min_context`: steps with lists forced, beside our dense kernel
-# and FA3. Nothing is asked of them, as below that context lists lose. Of the 64 pages at 1k, the six that are always
+# Rows that nothing is asked of. From which context on lists gain, for the default of `min_context`: steps with lists
+# forced, beside our dense kernel and FA3; below that context they lose. Of the 64 pages at 1k, the six that are always
 # read and one for each of four query heads are 16%; of more pages 10% are needed. A small cache stays in L2 from call
-# to call, as one of a model's many layers doesn't: this is to the advantage of who reads all of it.
-FURTHER: tuple[Row, ...] = tuple(
-    _pages(f"context-{tokens // K}k-b{batch}", batch, tokens, None, NeededPages(0.10))
-    for tokens in (1 * K, 2 * K, 4 * K, 8 * K, 16 * K)
-    for batch in (1, 8, 64)
+# to call, as one of a model's many layers doesn't: this is to the advantage of who reads all of it. And steps with the
+# smaller sketches.
+FURTHER: tuple[Row, ...] = (
+    *(
+        _pages(f"context-{tokens // K}k-b{batch}", batch, tokens, None, NeededPages(0.10))
+        for tokens in (1 * K, 2 * K, 4 * K, 8 * K, 16 * K)
+        for batch in (1, 8, 64)
+    ),
+    *(
+        _pages(f"8bits-b{batch}-{tokens // K}k", batch, tokens, None, NeededPages(0.10, sketch_bits=8))
+        for batch, tokens in ((64, 32 * K), (8, 128 * K), (1, 128 * K))
+    ),
 )
 
 AVERAGES: tuple[Average, ...] = (

@@ -12,10 +12,12 @@ class Bug(NamedTuple):
     old: str  # stands there once
     new: str
     tests: str = "dense"  # of check.py, that are to catch it
-    late: str | None = None  # stands there once: a block of a cluster is late there, where a race is won by nature
+    late: str | None = (
+        None  # stands there once: all blocks of a cluster but one are late there, else none loses the race
+    )
 
 
-LATE = "    if (rank_ == 1) {\n      for (int i = 0; i < 10; ++i) __nanosleep(20000);\n    }\n"
+LATE = "    if (rank_ != 0) {\n      for (int i = 0; i < 10; ++i) __nanosleep(20000);\n    }\n"
 
 BUGS = [
     # The mask: one key too many or too few, in a tile on the diagonal, in the choice of such tiles, at a window's edge.

@@ -34,7 +34,7 @@ TESTS = {
     "skip": (
         ["tests/gpu/test_hopper_skip.py"],
         "(128-bf16 or (many_lengths and 128-) or (many_items and 128) or (infinity and 128) or not_to_change "
-        "or forced) and not fp16",
+        "or (forced and 128)) and not fp16",
     ),
     "pages": (
         ["tests/gpu/test_hopper_pages.py"],
