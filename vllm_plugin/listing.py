@@ -129,10 +129,11 @@ class Listing:
 
         In that run layers attend to nothing, so that the kernels take none there. This covers steps that aren't in a
         CUDA graph: those with prompts, and those of more requests than the largest graph has. A graph's scratch is in
-        the pool of graphs. vLLM measures that by graphs that it captures and throws away before it plans the KV cache,
-        and the kernels are in these with tables as wide as when serving. Not covered is an engine that is told not to
-        measure: `kv_cache_memory_bytes`, or VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 for the graphs. Nor is what the
-        allocator keeps of steps of fewer requests, and can't use for one of more.
+        the pool of graphs. vLLM 0.32 measures that by graphs that it captures and throws away before it plans the KV
+        cache, and the kernels are in these with tables as wide as when serving; model runner V2 of 0.26 measures no
+        graphs, so that theirs comes on top of `gpu_memory_utilization`, as all that graphs take does there. Not covered
+        is an engine that is told not to measure: `kv_cache_memory_bytes`, or VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0
+        for the graphs. Nor is what the allocator keeps of steps of fewer requests, and can't use for one of more.
         """
         if self.wants(layer_name):
             torch.empty(self.scratch_bytes, dtype=torch.uint8, device=device)
