@@ -65,7 +65,8 @@ def test_rows_of_steps_are_measured_and_read_their_share(plan):
     result = measured(plan, STEP)
     assert result.status == "measured", result.reason
     assert set(result.times) == {OURS, OWN_DENSE}
-    expected = {"random": 0.2, "needed": 0.3, "8bits": 0.3, "short": 1.0}[next(name for name, x in PLANS.items() if x is plan)]
+    name = next(name for name, x in PLANS.items() if x is plan)
+    expected = {"random": 0.2, "needed": 0.3, "8bits": 0.3, "short": 1.0}[name]
     assert result.visited == pytest.approx(expected, abs=0.05)
 
 

@@ -12,9 +12,7 @@ class Bug(NamedTuple):
     old: str  # stands there once
     new: str
     tests: str = "dense"  # of check.py, that are to catch it
-    late: str | None = (
-        None  # stands there once: all blocks of a cluster but one are late there, else none loses the race
-    )
+    late: str | None = None  # stands there once: where all blocks of a cluster but one are late, else none loses
 
 
 # What shared memory holds before is garbage, which sends all blocks to another round: the one that is early has zeros.
