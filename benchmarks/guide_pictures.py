@@ -53,8 +53,6 @@ ROWS = {
 }
 SERVED_BY = {  # by file
     "vllm-code": "Qwen2.5-Coder-0.5B, eps 0.1",
-    "vllm-code-step": "Qwen2.5-Coder-0.5B, eps 0.1",
-    "vllm-code-abreast": "Qwen2.5-Coder-0.5B, eps 0.1",
     "vllm-lists": "Llama-8B's shapes",
     "vllm-lists-tp2": "Llama-8B's shapes, two GPUs",
 }
