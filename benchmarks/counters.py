@@ -127,7 +127,14 @@ def table(names: list[tuple[str, str]], text: str) -> str:
     left = iter(names)
     row, contender = next(left)
     for values, units in kernels(text):
-        name = values["Kernel Name"].replace("<unnamed>::", "").split("(")[0].split("<")[0].split("::")[-1]
+        name = (
+            values["Kernel Name"]
+            .removeprefix("void ")
+            .replace("<unnamed>::", "")
+            .split("(")[0]
+            .split("<")[0]
+            .split("::")[-1]
+        )
         if BORDER in values["Kernel Name"]:
             row, contender = next(left, ("-", "-"))
             continue
