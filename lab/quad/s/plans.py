@@ -256,3 +256,122 @@ def two(base, commit, python):
         picked.append(jobs[name] | dict(gpus=(0,), after=late))
     picked.append(jobs["test-lists"] | dict(gpus=(1,), after=("test-models",)))
     return picked
+
+
+def first(base, commit, python):
+    """Four GPUs: what is timed first, then the suite, sanitizers, planted bugs, vLLM's tests, generation beside dense."""
+    jobs = {job["name"]: job for job in quad(base, commit, python)}
+    latest = {job["name"]: job for job in now(base, commit, python)}
+    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
+    qwen = base / "models/Qwen2.5-Coder-0.5B-Instruct"
+    count = os.cpu_count() or 64
+    lists, code = ("lists-lite", "lists-flash"), ("code-lite", "code-flash")
+    picked = [jobs[name] | dict(after=()) for name in lists]
+    picked += [jobs[name] | dict(after=lists, give_up=300) for name in code]
+    picked.append(jobs["tp2-lite"] | dict(gpus=(0, 1), after=code))
+    picked.append(jobs["tp2-flash"] | dict(gpus=(2, 3), after=code))
+    timed = (*lists, *code, "tp2-lite", "tp2-flash")
+    upper = f"{max(0, count - 24)}-{count - 1}"
+    picked.append(
+        jobs["planted-build"]
+        | dict(after=timed, cores=f"0-{max(1, count - 25)}", expect=150, env=plain | {"MAX_JOBS": str(max(2, count - 24))})
+    )
+    picked.append(latest["suite"] | dict(after=timed))
+    late = ("suite",)
+    picked.append(
+        dict(
+            name="gen", gpus=(3,), alone=True, needs=(base / "warm", qwen / "config.json"), after=late, expect=260, limit=380,
+            command=f"{python} benchmarks/vllm_code.py {qwen} --commit {commit} --out $O/gen.json --requests 64 "
+            "--tokens 8192-32768 --steps 248 --only eps=0.1,FLASH_ATTN,eps=0.02,eps=0",
+        )  # fmt: skip
+    )
+    check = jobs["planted-check"] | dict(gpus=(2,), after=late)
+    check["command"] = check["command"].removesuffix(" 1") + " 2 9"
+    picked.append(check)
+    picked.append(jobs["memcheck"] | dict(after=late, alone=False))
+    picked.append(jobs["test-llama"] | dict(gpus=(1,), after=late))
+    fleet = f"{python} benchmarks/gpu_fleet.py $O --commit {commit}"
+    picked.append(jobs["errors"] | dict(gpus=(0,), after=("memcheck",)))
+    picked.append(
+        dict(
+            name="racecheck-skip", gpus=(0,), needs=(base / "kernels",), env=plain, expect=120, limit=330, least=60,
+            after=("memcheck",), cores=upper,
+            command=f"{fleet} --parts racecheck --gpus 0,0 --lanes 5 --seconds $((LIMIT - 8)) --job-seconds $((LIMIT - 8)) "
+            "-k 'skip and not page'",
+        )  # fmt: skip
+    )
+    picked.append(jobs["synccheck"] | dict(gpus=(0,), after=("memcheck",)))
+    test = jobs["test-llama"]["command"].split(" -k ")[0]
+    models = dict(jobs["test-lists"], name="test-models", gpus=(1,), after=("test-llama",))
+    models["command"] = f"{test} -k 'gemma2 or gpt_oss or drafts'"
+    picked.append(models)
+    loads = dict(jobs["test-lists"], name="test-loads", gpus=(1,), after=("test-llama",))
+    loads["command"] = f"{test} -k 'vllm_loads or loads or scratch'"
+    picked.append(loads)
+    picked.append(jobs["test-fp8"] | dict(gpus=(1,), after=("test-models",)))
+    picked.append(jobs["test-smollm2"] | dict(gpus=(0,), after=("memcheck",)))
+    picked.append(jobs["test-lists"] | dict(gpus=(1,), after=("test-loads",)))
+    picked.append(jobs["test-isolation"] | dict(gpus=(1, 3), after=("test-lists", "gen")))
+    return picked
+
+
+def second(base, commit, python):
+    """Four GPUs: the suite, soaks, what is left of vLLM's tests."""
+    jobs = {job["name"]: job for job in now(base, commit, python)}
+    more = {job["name"]: job for job in quad(base, commit, python)}
+    picked = [dict(jobs["suite"], after=())]
+    for name in ("soak-tp2", "soak-smol", "soak-qwen", "soak-fp8", "soak-v1", "soak-eps002"):
+        picked.append(more[name] | dict(after=("suite",)))
+    for name, gpus in (("test-fp8", (0,)), ("test-smollm2", (1,)), ("test-lists", (0,)), ("test-isolation", (0, 1))):
+        picked.append(more[name] | dict(gpus=gpus, after=("suite",)))
+    return picked
+
+
+def solo(base, commit, python):
+    """One GPU: the decode table, what 8 bits cost, bugs left, then servers under mixed load."""
+    more = {job["name"]: job for job in quad(base, commit, python)}
+    qwen, smol = base / "models/Qwen2.5-Coder-0.5B-Instruct", base / "models/SmolLM2-135M-Instruct"
+    fa3 = f"{base}/site/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"
+    plain = {"PYTHONPATH": f"{base}/repo:{base}/build-site", "OMP_NUM_THREADS": "4"}
+    rows = " ".join(f"--only '{each}'" for each in ("decode-*", "pages-*", "fp8-*", "mixed-*", "varlen-*", "prefill-*"))
+    further = " ".join(f"--only '{each}'" for each in ("pages-context-*", "pages-8bits-*", "pages-step-*"))
+    bench = f"{python} -m lite_attention.bench --peers fa3 --fa3 {fa3} --repetitions 20 --commit {commit}"
+    picked = [
+        dict(
+            name="bench", gpus=(0,), alone=True, needs=(base / "prepared",), env=plain, expect=70, limit=150,
+            command=f"{bench} --out $O/decode {rows} > $O/decode.log 2>&1; {bench} --out $O/further {further} > $O/further.log 2>&1; "
+            "grep -ahE '^[a-z0-9-]*: ([0-9]|failed)|wrong' $O/*.log | cut -c1-150",
+        )  # fmt: skip
+    ]
+    for name in ("sound skip", "first-tile-dropped", "pages-of-other-blocks-not-waited-for"):
+        first = name.split()[0]
+        picked.append(
+            dict(
+                name=f"planted-{first}", gpus=(0,), needs=(base / "kernels",), env=plain, after=("bench",), expect=40, limit=120,
+                command=f"mkdir -p $O/l && xz -dc {base}/s/planted/{first}.so.xz > $O/l/{first}.so && "
+                f"{python} tests/gpu/planted/check.py $O/l $O/planted.json {name}; rm -rf $O/l",
+            )  # fmt: skip
+        )
+    late = ["bench", "planted-sound", "planted-first-tile-dropped", "planted-pages-of-other-blocks-not-waited-for"]
+    texts = f"{base}/texts/code.txt {base}/texts/docs.txt {base}/texts/essays.txt"
+    for label, model, context in (("smol", smol, 8192), ("qwen", qwen, 16384)):
+        for bits in (12, 8):
+            picked.append(
+                dict(
+                    name=f"q-{label}-{bits}", gpus=(0,), needs=(base / "prepared", model / "config.json"), after=("bench",),
+                    expect=90, limit=200,
+                    command=f"{python} -m lite_attention.quality {model} {texts} --commit {commit} --only loss --positions 1024 "
+                    f"--context {context} --eps 0.02,0.1 --sketch-bits {bits} --out $O",
+                )  # fmt: skip
+            )
+            late.append(f"q-{label}-{bits}")
+    for name, change in (
+        ("soak-smol", lambda c: c), ("soak-qwen", lambda c: c.replace("--rate 3", "--rate 8")),
+        ("soak-fp8", lambda c: c.replace("--rate 3", "--rate 3 --no-preemptions")), ("soak-v1", lambda c: c),
+    ):  # fmt: skip
+        job = more[name] | dict(gpus=(0,), after=tuple(late))
+        job["command"] = change(job["command"])
+        if name == "soak-v1":
+            job["env"] = job["env"] | {"LITE_ATTENTION_SKETCH_BITS": "8"}
+        picked.append(job)
+    return picked

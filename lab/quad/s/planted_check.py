@@ -19,7 +19,7 @@ out.mkdir(parents=True, exist_ok=True)
 began = time.monotonic()
 jobs = gpu_fleet.planted_jobs(libraries, out, [bug.name for bug in bugs.BUGS])
 fleet = gpu_fleet.Fleet(
-    [gpu], lanes, out / "logs", lambda text: print(f"{time.monotonic() - began:4.0f} s: {text}", flush=True)
+    gpu.split(","), lanes, out / "logs", lambda text: print(f"{time.monotonic() - began:4.0f} s: {text}", flush=True)
 )
 status = fleet.run(jobs, seconds, 200, lambda: not ended.exists())
 found = gpu_fleet.merge_planted(out)

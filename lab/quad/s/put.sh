@@ -2,7 +2,7 @@
 # put.sh N: takes piece N, which this call carried; converts a model once its file is whole; sees that the driver runs.
 source "$(dirname "$0")/env.sh"; n=$1; shopt -s nullglob
 for f in .dev/q/quad/up/p$n/piece*; do
-  case $f in *.xz) xz -dc $f > $BASE/pieces/.tmp && mv $BASE/pieces/.tmp $BASE/pieces/$(basename $f .xz);;
+  case $f in *.xz) xz -dc -T0 $f > $BASE/pieces/.tmp && mv $BASE/pieces/.tmp $BASE/pieces/$(basename $f .xz);;
     *) cp $f $BASE/pieces/.tmp && mv $BASE/pieces/.tmp $BASE/pieces/$(basename $f);; esac
 done
 QWEN=${QUAD_QWEN:-397804864}; ALL=${QUAD_ALL:-496167296}
