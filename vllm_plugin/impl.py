@@ -157,8 +157,8 @@ class LiteAttentionImpl(AttentionImpl["LiteAttentionMetadata"]):
         """
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError(f"{NAME} does not quantise its output: output_scale must be None.")
-        if attn_metadata is None:  # the run that measures memory
-            if self.listing is not None:
+        if attn_metadata is None:  # the run that measures memory, or, once builders are made, an idle replica's step
+            if self.listing is not None and self.listing.tally is None:
                 self.listing.take_scratch(layer.layer_name, query.device)
             return output.fill_(0)
         step, tokens = attn_metadata, attn_metadata.num_actual_tokens

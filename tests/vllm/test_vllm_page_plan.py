@@ -179,11 +179,13 @@ class Allocations(TorchDispatchMode):
         return made
 
 
-def taken_where_memory_is_measured(group, **changes) -> list[int]:
-    """What each of the two layers allocates in the run that has no metadata, and no builder before it."""
+def taken_where_memory_is_measured(group, serving=False, **changes) -> list[int]:
+    """What each of the two layers allocates in a run without metadata; `serving`: with a builder before it."""
     group(**changes)
     taken, query = [], torch.zeros(16, HEADS, HEAD_SIZE)
     for layer in group.layers:
+        if not serving:
+            layer.impl.listing.tally = None
         with Allocations() as made:
             assert not layer.impl.forward(layer, query, None, None, None, None, query.clone() + 1).any()
         taken.append(sum(made.sizes))
@@ -204,6 +206,7 @@ def test_scratch_is_taken_where_vllm_measures_memory(group):
     assert taken_where_memory_is_measured(group, min_context=4 * PAGE + 1) == [0, 0]  # no request is as long
     three = 4 * (3 * (8 * 4 * 4 + 2 * 8 * 1 * 4) + 8 * 4)
     assert taken_where_memory_is_measured(group, config=speculating(2)) == [three, three]
+    assert taken_where_memory_is_measured(group, serving=True) == [0, 0]  # an idle replica's step
 
 
 def test_nothing_is_taken_on_the_cpu(group, monkeypatch):
