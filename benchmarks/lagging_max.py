@@ -6,7 +6,7 @@ Softmax is computed tile by tile, from the last keys to the first, with weights 
 do it: once with a maximum that follows each tile, as in FlashAttention-3, and once with one that moves only where it
 would grow by more than 2^3, as here. The first makes a row's largest weight exactly 1, the other rounds it like the
 others. Printed are the second's errors against float64 over the first's: the mean of all elements, and the largest,
-within four seeds, of which tests/gpu/test_beside_fa3.py once had as many, and within all.
+within four seeds, as many as tests/gpu/test_beside_fa3.py has, and within all.
 """
 
 from __future__ import annotations

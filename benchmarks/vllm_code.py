@@ -2,13 +2,14 @@
 
     python benchmarks/vllm_code.py MODEL --out result.json            # 128 requests of 28000 tokens
     python benchmarks/vllm_code.py MODEL --only eps=0.1,FLASH_ATTN    # some of the engines
-    python benchmarks/vllm_code.py MODEL --requests 64 --tokens 8192-32768 --steps 248 --out result.json
+    python benchmarks/vllm_code.py MODEL --requests 64 --tokens 8192-32256 --steps 248 --out result.json
     python benchmarks/vllm_code.py --table result.json                # or of several files, where engines ran apart
 
-MODEL is a Hugging Face directory. Engines run one after the other, each in processes of its own, as `vllm serve` has
-them (torch.compile, asynchronous scheduling, full CUDA graphs of decode steps). All requests come at once; timed are
-the steps after the last prompt, in which every request gets a token. `--out` is written after each engine, and a second
-run goes on from there. How long outputs stay those of FLASH_ATTN is told too: rounding alone parts them. Beside the
+MODEL is a Hugging Face directory, with positions for the longest prompt and 512 tokens more. Engines run one after the
+other, each in processes of its own, as `vllm serve` has them (torch.compile, asynchronous scheduling, full CUDA graphs
+of decode steps). All requests come at once; timed are the steps after the last prompt, in which every request gets a
+token. `--out` is written after each engine, and a second run goes on from there. How long outputs stay those of
+FLASH_ATTN is told too: rounding alone parts them. Beside the
 results are the outputs, `.outputs.json`, and where they part, `.differences.md`; `side_by_side.py` makes the latter of
 engines that ran apart.
 """
