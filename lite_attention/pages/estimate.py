@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-KNEE = (
-    1.77  # the expected largest of 16 standard Gaussians: where the second cumulant would outgrow what 16 keys can do
-)
+from lite_attention.pages.layout import OTHERS, PAGE, Moments
+
+# The expected largest of 15 standard Gaussians: where the second cumulant would outgrow what 15 keys can do.
+KNEE = 1.74
 BEYOND = KNEE**2 / 2  # the two branches meet, with one slope
+# Keys vary most where queries weigh them: on SmolLM2 the scores' variance is 1.4 times what it would be if keys varied
+# alike in all directions, on Qwen2.5 0.8 times (docs/sketch-study.md). More than most need, so that eps is kept.
+ALIGNED = 1.5
 
 
-def log_mass(q: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor) -> Tensor:
+def log_mass(q: Tensor, moments: Moments, scale: Tensor) -> Tensor:
     """Estimated log of the sum of exp(score) over a page's keys, less log(16), which all full pages share.
 
-    It is q.mean plus half the variance of the scores, the second cumulant, as if channels were independent. Where that
-    variance is large a sum over Gaussian keys would be ruled by keys that a page of 16 hasn't; from KNEE on it grows
-    with the deviation alone. The squares of a query, by which deviations are weighed, count as `rounded_squares`.
+    Of the 15 keys it is the score of their mean plus half the variance of their scores, the second cumulant, as if keys
+    varied alike in all directions. Where that variance is large a sum over Gaussian keys would be ruled by keys that 15
+    haven't; from KNEE on it grows with the deviation alone. The key apart adds the exp of its own score.
 
     Args:
         q: (heads_k, group, head_dim), the queries of one token.
-        mean, deviation: (pages, heads_k, head_dim), as `layout.decode` gives them.
+        moments: of (pages, heads_k), as `layout.decode` gives them.
         scale: (heads_k,), softmax scale times the descale of the keys.
 
     Returns:
         float64 (heads_k, group, pages). NaN where a page has no moments.
     """
-    scale = scale.double()[:, None, None]
-    linear = torch.einsum("grd,pgd->grp", q.double() * scale, mean.double())
-    variance = torch.einsum("grd,pgd->grp", rounded_squares(q) * scale.square(), deviation.double().square())
-    spread = variance.sqrt()
-    return linear + torch.where(spread < KNEE, variance / 2, KNEE * spread - BEYOND)
-
-
-def rounded_squares(q: Tensor) -> Tensor:
-    """float64 of q's shape: its squares, as float16 holds them where the largest of each query lies just below 2**13.
-
-    For a sketch of 4 bits that is plenty, and tensor cores take it as it is.
-    """
-    squares = q.float().square()
-    largest = squares.amax(-1, keepdim=True)
-    exponent = (13 - torch.frexp(largest).exponent).clamp(-126, 126).where(largest.isfinite(), 0)
-    power = torch.ldexp(torch.ones_like(largest), exponent)
-    return (squares * power).half().double() / power.double()
+    q = q.double() * scale.double()[:, None, None]
+    linear = torch.einsum("grd,pgd->grp", q, moments.mean.double())
+    spread = math.sqrt(ALIGNED) * q.norm(dim=-1)[..., None] * moments.deviation.double().T[:, None]
+    others = math.log(OTHERS / PAGE) + torch.where(spread < KNEE, spread.square() / 2, KNEE * spread - BEYOND)
+    apart = torch.einsum("grd,pgd->grp", q, moments.difference.double()) - math.log(PAGE)
+    return linear + torch.logaddexp(others, apart)
 
 
 def shares(log_masses: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """What the sketch of a page is, byte by byte.
 
-A sketch is of the 16 keys that one KV head has in one full page: their mean, and their standard deviation around it.
-There are two formats, by the bits of a channel. 12 are 8 of the mean and 4 of the deviation, 8 are 4 of each. The idea
-is of this project's study of decode lists; summaries of pages for decoding are Quest's (arXiv 2406.10774).
+A sketch is of the 16 keys that one KV head has in one full page. The one that is farthest from their mean is kept apart
+from the other 15, of which the sketch has the mean and one standard deviation for all channels. There are two formats,
+by the bits of a channel. 12 are 8 of the mean and 4 of the key apart, 8 are 4 of each. Why one key apart: most of what a
+mean and a deviation of all 16 miss is the mass of a single key (docs/sketch-study.md). Summaries of pages for decoding
+are Quest's (arXiv 2406.10774).
 
 The sketches of a cache are uint8, (num_blocks, heads_k, sketch_bytes(head_dim, bits)), and all have the same format:
 their size says which, as no head_dim has the same size in both. One page and head has, with D = head_dim and sections
@@ -10,25 +12,31 @@ that each start at a multiple of 16 bytes:
 
 | from byte | bytes | what |
 |---|---|---|
-| 0 | 16 | float32, little-endian: offset and step of the means, offset and step of the deviations |
+| 0 | 16 | float32, little-endian: offset and step of the mean, step of the difference, deviation |
 | 16, of 12 bits | D | the code of each channel's mean |
-| 16 + D, rounded up to 16 | D / 2, rounded up | deviations: channel 2j in the low half of byte j, 2j + 1 in the high |
-| 16, of 8 bits | D | a channel in each byte: the code of its mean in the low half, of its deviation in the high |
+| 16 + D, rounded up to 16 | 4 for each 8 channels | differences: two bytes of channels 0, 2, 4, 6, two of 1, 3, 5, 7 |
+| 16, of 8 bits | D | a channel in each byte: the code of its mean in the low half, of its difference in the high |
 
-Bytes that fill up a section are 0. A value is offset + code * step; offset is the least over the channels, and offset +
-255 steps, where a code has 8 bits, or 15 the largest. So it lies within half a step of what was encoded, and deviations
-are never negative.
+Of two codes in a byte the first is in its low half. Bytes that fill up a section are 0.
+
+- The farthest key is the one with the largest sum over channels of (key - mean of the 16)^2, of several alike the first.
+- A channel's mean is that of the other 15 keys, offset + code * step. Offset is the least over the channels, and offset
+  + 255 steps, where a code has 8 bits, or 15 the largest: it lies within half a step of what was encoded.
+- The difference is the farthest key less that mean, as it is decoded: (code - 8) * step, with codes 1 to 15. 7 steps are
+  the largest difference over the channels, of either sign.
+- The deviation is the root of the mean, over the 15 keys and all channels, of (key - their mean)^2.
 
 With head_dim 128 it is 208 bytes, or 144 of 8 bits, beside the 8192 of the page's bf16 keys and values, 2.5% or 1.8%;
 with 64 it is 112 or 80 beside 4096.
 
-Four NaNs in place of offsets and steps, and codes of 0, say that the page has no moments: a key is not finite, or too
-large for sums in float32. Whoever reads the sketch must take such a page to matter.
+Four NaNs in place of offset, steps and deviation, and codes of 0, say that the page has no moments: a key is not finite,
+or too large for sums in float32. Whoever reads the sketch must take such a page to matter.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +44,27 @@ from torch import Tensor
 from lite_attention.checks import wrong
 
 PAGE = 16  # tokens
+OTHERS = PAGE - 1  # keys of a page that aren't kept apart
 ALIGNMENT = 16  # bytes, of a vector load
 HEADER = 16  # bytes
 BITS = (12, 8)  # of a channel
 MEAN_LEVELS = {12: 255, 8: 15}
-DEVIATION_LEVELS = 15
+DIFFERENCE_LEVELS = 7  # of either sign
+NO_DIFFERENCE = 8  # its code
+
+
+class Moments(NamedTuple):
+    """What sketches say of pages; NaN where a page has no moments.
+
+    Attributes:
+        mean: float32 (..., head_dim), of 15 keys.
+        difference: float32 (..., head_dim), the farthest key less `mean`.
+        deviation: float32 (...,), of the 15 keys around their mean, alike in all channels.
+    """
+
+    mean: Tensor
+    difference: Tensor
+    deviation: Tensor
 
 
 def sketch_bytes(head_dim: int, bits: int = 12) -> int:
@@ -50,7 +74,7 @@ def sketch_bytes(head_dim: int, bits: int = 12) -> int:
         ValueError: `bits` of neither 12 nor 8.
     """
     if bits not in BITS:
-        raise wrong("bits", bits, "12, 8 of a channel's mean and 4 of its deviation, or 8, 4 of each")
+        raise wrong("bits", bits, "12, 8 of a channel's mean and 4 of the key apart, or 8, 4 of each")
     return HEADER + _aligned(head_dim) + (_aligned(-(-head_dim // 2)) if bits == 12 else 0)
 
 
@@ -63,51 +87,69 @@ def encode(k: Tensor, bits: int = 12) -> Tensor:
     """The sketches of pages of keys, (..., 16, head_dim) of any dtype: uint8, (..., sketch_bytes)."""
     k = k.float()
     head_dim = k.shape[-1]
-    mean = k.mean(-2)
-    deviation = (k - mean.unsqueeze(-2)).square().mean(-2).sqrt()
-    mean_codes, mean_scales = _quantised(mean, MEAN_LEVELS[bits])
-    deviation_codes, deviation_scales = _quantised(deviation, DEVIATION_LEVELS)
-    scales = torch.cat([mean_scales, deviation_scales], dim=-1)
-    known = scales.isfinite().all(-1, keepdim=True)
+    apart = (k - k.mean(-2, keepdim=True)).square().sum(-1, keepdim=True)
+    is_farthest = torch.zeros_like(apart, dtype=torch.bool).scatter(-2, apart.argmax(-2, keepdim=True), True)
+    farthest = k.where(is_farthest, 0.0).sum(-2)
+    mean = k.where(~is_farthest, 0.0).sum(-2) / OTHERS
+    around = (k - mean.unsqueeze(-2)).where(~is_farthest, 0.0)
+    deviation = (around.square().sum((-2, -1)) / (OTHERS * head_dim)).sqrt()
+
+    mean_codes, offset, step = _quantised(mean, MEAN_LEVELS[bits])
+    difference = farthest - (offset + mean_codes * step)
+    difference_step = difference.abs().amax(-1, keepdim=True) / DIFFERENCE_LEVELS
+    codes = (difference / difference_step).round().clamp(-DIFFERENCE_LEVELS, DIFFERENCE_LEVELS).nan_to_num(0.0)
+    codes = (codes + NO_DIFFERENCE).to(torch.uint8)
+    header = torch.cat([offset, step, difference_step, deviation.unsqueeze(-1)], dim=-1)
+    known = header.isfinite().all(-1, keepdim=True) & apart.isfinite().all(-2)
 
     sketch = torch.zeros(*mean.shape[:-1], sketch_bytes(head_dim, bits), dtype=torch.uint8, device=k.device)
-    sketch[..., :HEADER] = scales.where(known, math.nan).view(torch.uint8)
-    codes = sketch[..., HEADER : HEADER + head_dim]
-    codes.copy_(mean_codes * known)
+    sketch[..., :HEADER] = header.where(known, math.nan).view(torch.uint8)
+    means = sketch[..., HEADER : HEADER + head_dim]
+    means.copy_(mean_codes * known)
+    codes *= known
     if bits == 8:
-        codes |= deviation_codes * known << 4
+        means |= codes << 4
         return sketch
-    low, high = deviation_codes[..., 0::2] * known, deviation_codes[..., 1::2] * known
-    start = _deviations_at(head_dim)
-    sketch[..., start : start + low.shape[-1]] = low
-    sketch[..., start : start + high.shape[-1]] |= high << 4
+    pairs = _in_eights(torch.nn.functional.pad(codes, (0, -head_dim % 8)))
+    start = _differences_at(head_dim)
+    sketch[..., start : start + pairs.shape[-2]] = pairs[..., 0] | pairs[..., 1] << 4
     return sketch
 
 
-def decode(sketch: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, float32 (..., head_dim); NaN where a page has no moments."""
-    scales = sketch[..., :HEADER].contiguous().view(torch.float32)
+def decode(sketch: Tensor, head_dim: int) -> Moments:
+    """What sketches of a cache, (..., sketch_bytes), say."""
+    offset, step, difference_step, deviation = sketch[..., :HEADER].contiguous().view(torch.float32).split(1, -1)
     codes = sketch[..., HEADER : HEADER + head_dim]
     if bits_of(head_dim, sketch.shape[-1]) == 8:
-        mean_codes, deviation_codes = codes & 15, codes >> 4
+        means, differences = codes & 15, codes >> 4
     else:
-        start = _deviations_at(head_dim)
-        pairs = sketch[..., start : start + -(-head_dim // 2)]
-        mean_codes, deviation_codes = codes, torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)[..., :head_dim]
-    mean = scales[..., 0:1] + mean_codes * scales[..., 1:2]
-    deviation = scales[..., 2:3] + deviation_codes * scales[..., 3:4]
-    return mean, deviation
+        start = _differences_at(head_dim)
+        pairs = sketch[..., start : start + -(-head_dim // 8) * 4]
+        means, differences = codes, _from_eights(torch.stack([pairs & 15, pairs >> 4], dim=-1))[..., :head_dim]
+    difference = (differences.to(torch.float32) - NO_DIFFERENCE) * difference_step
+    return Moments(offset + means * step, difference, deviation.squeeze(-1))
 
 
-def _quantised(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Codes uint8 (..., head_dim), and offset and step (..., 2). Where all channels are alike the codes are 0."""
+def _quantised(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes uint8 (..., head_dim), offset and step (..., 1). Where all channels are alike the codes are 0."""
     offset = x.amin(-1, keepdim=True)
     step = (x.amax(-1, keepdim=True) - offset) / levels
     codes = ((x - offset) / step).round().clamp(0, levels).nan_to_num(0.0)
-    return codes.to(torch.uint8), torch.cat([offset, step], dim=-1)
+    return codes.to(torch.uint8), offset, step
 
 
-def _deviations_at(head_dim: int) -> int:
+def _in_eights(x: Tensor) -> Tensor:
+    """(..., 8 n) to (..., 4 n, 2): of each 8 channels the even ones, then the odd ones, in pairs."""
+    return x.unflatten(-1, (-1, 2, 2, 2)).permute(*range(x.dim() - 1), -4, -1, -3, -2).flatten(-4, -2)
+
+
+def _from_eights(pairs: Tensor) -> Tensor:
+    """The inverse."""
+    split = pairs.unflatten(-2, (-1, 2, 2))
+    return split.permute(*range(pairs.dim() - 2), -4, -2, -1, -3).flatten(-4)
+
+
+def _differences_at(head_dim: int) -> int:
     """Of 12 bits."""
     return HEADER + _aligned(head_dim)
 
