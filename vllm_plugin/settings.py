@@ -47,8 +47,8 @@ class PageSettings(BaseModel):
         dense_layers: layers by index that stay dense and keep no sketches; from the end where negative.
         layer_eps: by index, from the end where negative, the eps of layers that don't take `eps`. With 0 a layer lists
             everything, dense to the bit, and keeps its sketches.
-        sketch_bits: of a channel in the sketch of a page: 12, 8 of the mean of its keys and 4 of their deviation, or 8,
-            4 of each.
+        sketch_bits: of a channel in the sketch of a page: 12, 8 of the mean of its keys and 4 of the one apart,
+            or 8, 4 of each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -208,5 +208,5 @@ _WORKS = {
     "newest": "an integer of 1 or more, in tokens",
     "dense_layers": "a list of integers, the indices of layers",
     "layer_eps": "numbers from 0 to below 1 by the index of their layer, or the path of a TOML file that has them",
-    "sketch_bits": "12, 8 of a channel's mean and 4 of its deviation, or 8, 4 of each",
+    "sketch_bits": "12, 8 of a channel's mean and 4 of the key apart, or 8, 4 of each",
 }

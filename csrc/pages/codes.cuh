@@ -15,7 +15,6 @@ constexpr int kBias = 16;  // of nibbles
 
 __device__ inline __half2 as_half2(uint32_t x) { return reinterpret_cast<const __half2&>(x); }
 __device__ inline uint32_t as_word(__half2 x) { return reinterpret_cast<const uint32_t&>(x); }
-__device__ inline uint32_t squared(uint32_t x) { return as_word(__hmul2(as_half2(x), as_half2(x))); }
 
 // Two bytes of the word. 0x6400 | n is 1024 + n in fp16.
 __device__ inline uint32_t bytes(uint32_t word, int selector) {
@@ -32,7 +31,7 @@ __device__ inline uint32_t nibbles(uint32_t word) {
 // What a thread has of a product's 16 rows, which are pages, and 16 channels: two pages 8 apart, and four channels.
 using Rows = uint32_t[4];
 
-// The codes of a thread's two pages: the means of 16 channels and the deviations of the same, of every 64.
+// The codes of a thread's two pages: the means of 16 channels and the differences of the same, of every 64.
 template <int kBits, int kRounds>
 struct Codes;
 
@@ -42,7 +41,7 @@ struct Codes<12, kRounds> {
 
   float4 scales[2];
   uint4 means[2][kRounds];
-  uint2 deviations[2][kRounds];
+  uint2 differences[2][kRounds];
 
   __device__ void load(const Sketches& sketches, const int (&pages)[2], int head) {
     const int head_dim = sketches.head_dim;
@@ -55,9 +54,9 @@ struct Codes<12, kRounds> {
       for (int round = 0; round < kRounds; ++round) {
         const int channel = 64 * round + 16 * (threadIdx.x % 4);
         const bool there = channel < head_dim;
-        const uint8_t *mean = sketch + kHeader + channel, *deviation = sketch + deviations_at(head_dim) + channel / 2;
+        const uint8_t *mean = sketch + kHeader + channel, *difference = sketch + differences_at(head_dim) + channel / 2;
         means[i][round] = there ? *reinterpret_cast<const uint4*>(mean) : make_uint4(0, 0, 0, 0);
-        deviations[i][round] = there ? *reinterpret_cast<const uint2*>(deviation) : make_uint2(0, 0);
+        differences[i][round] = there ? *reinterpret_cast<const uint2*>(difference) : make_uint2(0, 0);
       }
     }
   }
@@ -73,11 +72,11 @@ struct Codes<12, kRounds> {
     }
   }
 
-  // Of the eight channels of a word those that stand in bits 0 and 16 or 4 and 20, or 8 and 24 or 12 and 28.
-  __device__ void deviation_rows(int round, int part, Rows& rows) const {
+  // Of the eight channels of a word the pairs in bits 0 and 16, and 4 and 20, or in 8 and 24, and 12 and 28.
+  __device__ void difference_rows(int round, int part, Rows& rows) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t word = part < 2 ? deviations[i][round].x : deviations[i][round].y;
+      const uint32_t word = part < 2 ? differences[i][round].x : differences[i][round].y;
       rows[i] = nibbles(part % 2 == 0 ? word << 6 : word >> 2);
       rows[2 + i] = nibbles(part % 2 == 0 ? word << 2 : word >> 6);
     }
@@ -116,7 +115,7 @@ struct Codes<8, kRounds> {
     }
   }
   // Those in bits 4 and 20, and 12 and 28.
-  __device__ void deviation_rows(int round, int part, Rows& rows) const {
+  __device__ void difference_rows(int round, int part, Rows& rows) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t word = channels(i, round, part);

@@ -7,8 +7,8 @@ __device__ inline float exp2_approximate(float x) {
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
   return x;
 }
-__device__ inline float sqrt_approximate(float x) {
-  asm("sqrt.approx.ftz.f32 %0, %0;" : "+f"(x));
+__device__ inline float log2_approximate(float x) {
+  asm("lg2.approx.ftz.f32 %0, %0;" : "+f"(x));
   return x;
 }
 

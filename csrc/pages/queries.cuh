@@ -15,13 +15,16 @@ constexpr int kGroupWarps = 4;  // that have one KV head of the same pages: a gr
 constexpr int kGroupThreads = 32 * kGroupWarps;
 constexpr int kColumns = 8;  // of a product: two quads of query heads
 constexpr int kColumnQuads = kColumns / kHeads;
-// The largest of a query's numbers in fp16, and of their squares, lie just below 2 to this: far from where fp16 ends.
+// The largest of a query's numbers in fp16 lies just below 2 to this: far from where fp16 ends.
 constexpr int kExponent = 13;
+
+// The root of ALIGNED in lite_attention/pages/estimate.py and of log2(e), as spreads are for log-masses to base 2.
+constexpr float kSpread = 1.4710685f;
 
 // What a query adds to its products with codes, for log-masses to base 2.
 struct alignas(16) Factors {
-  float offset, code;          // of the linear part: on a page's offset, and on step * (q.code)
-  float squares, square_code;  // likewise of the variance
+  float offset, code;  // on an offset of all channels, and on step * (q.code)
+  float spread;        // on the deviation
 };
 
 template <int kRounds, int kOctets>
@@ -30,9 +33,7 @@ struct Queries {
   // Four more than the channels: what lanes read at one time lies in different banks.
   using Numbers = __half[kAll][kChannels + 4];
 
-  // In the order of a format's codes.
-  Numbers q;        // under a power of two, which makes a 16-bit q exact
-  Numbers squares;  // likewise, rounded
+  Numbers q;  // in the order of a format's codes, under a power of two, which makes a 16-bit q exact
   Factors factors[kAll];
   int counted[kAll / kHeads];  // pages that a quad's token sees all of
 };
@@ -57,7 +58,6 @@ __device__ inline void sync_group() {
 template <int kBits, int kRounds, int kOctets>
 __device__ void fill(Queries<kRounds, kOctets>& queries, const SelectParams& params, const Scope& scope, int batch,
                      int head, int first) {
-  using Order = Format<kBits>;
   using Filled = Queries<kRounds, kOctets>;
   constexpr int kLaneChannels = Filled::kChannels / 32, kOwn = Filled::kAll / kGroupWarps;
   static_assert(kGroupWarps == kHeads, "a warp has the same head of every quad");
@@ -87,24 +87,23 @@ __device__ void fill(Queries<kRounds, kOctets>& queries, const SelectParams& par
 #pragma unroll
     for (int k = 0; k < kLaneChannels; ++k) largest = fmaxf(largest, fabsf(x[own][k]));
     largest = warp_max(largest);
-    const float power = power_below(largest), square_power = power_below(largest * largest);
+    const float power = power_below(largest);
     float sum = 0.f, sum_of_squares = 0.f;
 #pragma unroll
     for (int k = 0; k < kLaneChannels; ++k) {
       const int channel = k * 32 + lane;
       const __half number = __float2half_rn(x[own][k] * power);
-      const __half square = __float2half_rn(x[own][k] * x[own][k] * square_power);
-      queries.q[column][Order::mean_place(channel)] = number;
-      queries.squares[column][Order::deviation_place(channel)] = square;
-      sum += __half2float(number);
-      sum_of_squares += __half2float(square);
+      const float exact = __half2float(number);
+      queries.q[column][Format<kBits>::place(channel)] = number;
+      sum += exact;
+      sum_of_squares += exact * exact;
     }
     sum = warp_sum(sum);
     sum_of_squares = warp_sum(sum_of_squares);
     if (lane == 0) {
       queries.counted[own] = scope.counted((first + own) / params.quads());
-      const float code = kLog2E * scale / power, square_code = kLog2E * scale * scale / square_power;
-      queries.factors[column] = {code * sum, code, square_code * sum_of_squares, square_code};
+      const float code = kLog2E * scale / power;
+      queries.factors[column] = {code * sum, code, kSpread * fabsf(scale) / power * sqrtf(sum_of_squares)};
     }
   }
   sync_group();

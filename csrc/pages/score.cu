@@ -1,13 +1,13 @@
 // Estimates the log-mass of every full page for every query: lite_attention/pages/estimate.py.
 //
-// The tensor cores multiply a page's codes with the queries, and with their squares:
+// The tensor cores multiply a page's codes with the queries:
 //
-//   q.mean     = offset * sum(q) + step * (q.code)
-//   variance   = offset^2 * sum(q^2) + 2 * offset * step * (q^2.code) + step^2 * (q^2.code^2)
+//   q.mean       = offset * sum(q) + step * (q.code)
+//   q.difference = difference_step * (q.code - 8 * sum(q))
 //
 // An instruction has 16 pages as its rows, 16 channels, and 8 query heads as its columns. Queries and codes are exact
-// in fp16, squares of queries are rounded to it, sums are float32. What the channels' order is does not matter as long
-// as it is the same on both sides, so a thread takes them as they come in its loads of a sketch.
+// in fp16, sums are float32. What the channels' order is does not matter as long as it is the same on both sides, so a
+// thread takes them as they come in its loads of a sketch.
 #include <algorithm>
 
 #include "dependent_launch.cuh"
@@ -51,34 +51,18 @@ __device__ float sum_over_pages(float x) {
   return x;
 }
 
-// What of a page's scales its log-masses need. Offsets take away what codes are more than they should be: those of
-// deviations kBias, those of means kMeanBias.
+// To base 2. `mean_code` and `difference_code` are the products of codes as they come, more than they should be by kBias
+// of differences and kMeanBias of means.
 template <int kMeanBias>
-struct PageScales {
-  float mean_offset, mean_step;
-  float offset_squared, twice_both, step_squared;  // of deviations
-
-  __device__ explicit PageScales(float4 scales) : mean_offset(scales.x), mean_step(scales.y) {
-    if constexpr (kMeanBias != 0) mean_offset -= kMeanBias * mean_step;
-    const float offset = scales.z - kBias * scales.w;
-    offset_squared = offset * offset;
-    twice_both = 2.f * offset * scales.w;
-    step_squared = scales.w * scales.w;
-  }
-};
-
-// To base 2. `code` is q.code, and `deviation` and `square` are q^2.code and q^2.code^2.
-template <int kMeanBias>
-__device__ float log2_mass(const Factors& query, const PageScales<kMeanBias>& page, float code, float deviation,
-                           float square) {
-  constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.77f * kRootLog2E;
-  const float linear = page.mean_offset * query.offset + page.mean_step * code * query.code;
-  // Rounding could make it less than nothing. Where it is no number, nor is the linear part.
-  const float variance = fmaxf(0.f, page.offset_squared * query.squares +
-                                        query.square_code * (page.twice_both * deviation + page.step_squared * square));
+__device__ float log2_mass(const Factors& query, float4 scales, float mean_code, float difference_code) {
+  constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.74f * kRootLog2E, kLog2Page = 4.f, kOthersShare = -0.09310940439148147f;
+  const float mean = (scales.x - kMeanBias * scales.y) * query.offset + scales.y * mean_code * query.code;
   // Half the variance, and its tangent from the knee on.
-  const float spread = sqrt_approximate(variance), low = fminf(spread, kKnee);
-  return linear + low * (spread - 0.5f * low);
+  const float spread = scales.w * query.spread, low = fminf(spread, kKnee);
+  const float others = low * (spread - 0.5f * low) + kOthersShare;
+  const float apart =
+      scales.z * (difference_code * query.code - (kBias + kNoDifference) * query.offset) - kLog2Page;
+  return mean + fmaxf(others, apart) + log2_approximate(1.f + exp2_approximate(-fabsf(others - apart)));
 }
 
 // The tiles of 16 pages of all sequences, one after the other.
@@ -160,10 +144,9 @@ class Scorer {
     }
   }
 
-  __device__ uint2 columns(const __half (&numbers)[Queries<kRounds, kOctets>::kAll][64 * kRounds + 4], int octet,
-                           int round, int part) const {
+  __device__ uint2 columns(int octet, int round, int part) const {
     const int channel = 64 * round + 16 * (threadIdx.x % 4) + 4 * part;
-    return *reinterpret_cast<const uint2*>(numbers[octet * kColumns + lane() / 4] + channel);
+    return *reinterpret_cast<const uint2*>(queries_.q[octet * kColumns + lane() / 4] + channel);
   }
 
   // The quads of queries from `first` on, as many as there are octets for.
@@ -178,28 +161,22 @@ class Scorer {
       Codes<kBits, kRounds> codes;
       codes.load(params_.sketches, numbers, head_);
       find(numbers, page0 + kStep);
-      float code[kOctets][4] = {}, deviation[kOctets][4] = {}, square[kOctets][4] = {};
+      float mean[kOctets][4] = {}, difference[kOctets][4] = {};
 #pragma unroll
       for (int round = 0; round < kRounds; ++round) {
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
-          Rows means, deviations, deviations_squared;
+          Rows means, differences;
           codes.mean_rows(round, part, means);
-          codes.deviation_rows(round, part, deviations);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) deviations_squared[i] = squared(deviations[i]);
+          codes.difference_rows(round, part, differences);
 #pragma unroll
           for (int octet = 0; octet < kOctets; ++octet) {
-            const uint2 q = columns(queries_.q, octet, round, part);
-            const uint2 squares = columns(queries_.squares, octet, round, part);
-            multiply(code[octet], means, q);
-            multiply(deviation[octet], deviations, squares);
-            multiply(square[octet], deviations_squared, squares);
+            const uint2 q = columns(octet, round, part);
+            multiply(mean[octet], means, q);
+            multiply(difference[octet], differences, q);
           }
         }
       }
-      using Scales = PageScales<Codes<kBits, kRounds>::kMeanBias>;
-      const Scales scales[2] = {Scales(codes.scales[0]), Scales(codes.scales[1])};
 #pragma unroll
       for (int octet = 0; octet < kOctets; ++octet) {
         const int column = octet * kColumns + lane() % 4 * 2;
@@ -210,7 +187,8 @@ class Scorer {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int at = 2 * i + j;
-            x[i][j] = log2_mass(factors, scales[i], code[octet][at], deviation[octet][at], square[octet][at]);
+            x[i][j] = log2_mass<Codes<kBits, kRounds>::kMeanBias>(factors, codes.scales[i], mean[octet][at],
+                                                                  difference[octet][at]);
           }
         }
         write(x, page0, first + column / kHeads, queries_.counted[column / kHeads]);

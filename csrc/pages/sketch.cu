@@ -48,31 +48,43 @@ struct Quad<__nv_fp8_e4m3> {
   }
 };
 
-// Offset and step over the channels of all lanes; `known` turns false where these are not numbers.
-template <int kRounds>
-__device__ float2 scales(const float (&x)[kRounds][kChannels], int head_dim, int levels, bool& known) {
-  float low = INFINITY, high = -INFINITY;
+// Of the squares of distances that this lane has of each token, those of all lanes: of token lane / 2.
+__device__ float gather_squares(float (&squares)[kPage]) {
 #pragma unroll
-  for (int round = 0; round < kRounds; ++round) {
+  for (int half = kPage / 2; half > 0; half /= 2) {
+    const bool upper = threadIdx.x & 2 * half;
 #pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      if (round * kLaneChannels + int(threadIdx.x % 32) * kChannels >= head_dim) continue;
-      known = known && isfinite(x[round][i]);
-      low = fminf(low, x[round][i]);
-      high = fmaxf(high, x[round][i]);
+    for (int i = 0; i < half; ++i) {
+      const float given = upper ? squares[i] : squares[i + half], kept = upper ? squares[i + half] : squares[i];
+      squares[i] = kept + __shfl_xor_sync(~0u, given, 2 * half);
     }
   }
-  low = warp_min(low);
-  const float step = __fdiv_rn(warp_max(high) - low, float(levels));
-  known = __all_sync(~0u, known && isfinite(step));
-  return {low, step};
+  return squares[0] + __shfl_xor_sync(~0u, squares[0], 1);
 }
 
-// `inverse` is of the step. Where all channels are alike both are 0, and so are the codes.
-__device__ uint32_t code(float x, float2 scale, float inverse, int levels) {
-  return uint32_t(fminf(fmaxf(rintf((x - scale.x) * inverse), 0.f), float(levels)));
+// What is not negative.
+__device__ float warp_max_of_positive(float x) { return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(x))); }
+
+struct Farthest {
+  int token;
+  float deviation;  // of the other keys around their mean, in all channels
+
+  // From the squares of the tokens' distances to their mean, in all channels.
+  __device__ Farthest(float (&squares)[kPage], int head_dim) {
+    const float square = gather_squares(squares), most = warp_max_of_positive(square);
+    token = (__ffs(__ballot_sync(~0u, square == most)) - 1) / 2;
+    // Each token's is in two lanes. Without the farthest key the mean of the others moves away from it.
+    const float of_others = 0.5f * warp_sum(square) - most * (float(kPage) / kOthers);
+    deviation = __fsqrt_rn(fmaxf(0.f, of_others) * (1.f / kOthers) / float(head_dim));
+    if (!isfinite(most)) deviation = kUnknown;
+  }
+};
+
+__device__ uint32_t code(float x, float inverse_step, int least, int levels) {
+  return uint32_t(int(fminf(fmaxf(rintf(x * inverse_step), float(least)), float(levels))) - least);
 }
-__device__ float inverse_of(float2 scale) { return scale.y > 0.f ? __fdiv_rn(1.f, scale.y) : 0.f; }
+// Where all channels are alike a step is 0, and so are the codes.
+__device__ float inverse_of(float step) { return step > 0.f ? __fdiv_rn(1.f, step) : 0.f; }
 
 // A warp writes the sketch of one page and head.
 template <class Key, int kBits, int kRounds>
@@ -81,7 +93,7 @@ __device__ void write(const SketchParams& params, int page, int head) {
   constexpr int kMeanLevels = Format<kBits>::kMeanLevels;
   const int lane = threadIdx.x % 32, head_dim = params.sketches.head_dim;
   const Key* keys = static_cast<const Key*>(params.keys) + page * params.strides.batch + head * params.strides.head;
-  float mean[kRounds][kChannels], deviation[kRounds][kChannels];
+  float sum[kRounds][kChannels], squares[kPage] = {};
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
     const int channel = round * kLaneChannels + lane * kChannels;
@@ -91,54 +103,87 @@ __device__ void write(const SketchParams& params, int page, int head) {
       words[token] =
           channel < head_dim ? *reinterpret_cast<const Word*>(keys + token * params.strides.token + channel) : Word{};
     }
-    float x[kChannels], sum[kChannels] = {}, squares[kChannels] = {};
+    float x[kChannels];
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) sum[round][i] = 0.f;
 #pragma unroll
     for (int token = 0; token < kPage; ++token) {
       Quad<Key>::widen(words[token], x);
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) sum[i] += x[i];
+      for (int i = 0; i < kChannels; ++i) sum[round][i] += x[i];
     }
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) mean[round][i] = sum[i] * (1.f / kPage);
 #pragma unroll
     for (int token = 0; token < kPage; ++token) {
       Quad<Key>::widen(words[token], x);
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
-        const float apart = x[i] - mean[round][i];
-        squares[i] += apart * apart;
+        const float apart = x[i] - sum[round][i] * (1.f / kPage);
+        squares[token] += apart * apart;
       }
     }
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) deviation[round][i] = __fsqrt_rn(squares[i] * (1.f / kPage));
   }
+  const Farthest farthest(squares, head_dim);
 
-  bool known = true;
-  const float2 mean_scale = scales(mean, head_dim, kMeanLevels, known);
-  const float2 deviation_scale = scales(deviation, head_dim, kDeviationLevels, known);
-  const float mean_inverse = inverse_of(mean_scale), deviation_inverse = inverse_of(deviation_scale);
+  float key[kRounds][kChannels], mean[kRounds][kChannels], low = INFINITY, high = -INFINITY;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const int channel = round * kLaneChannels + lane * kChannels;
+    const bool there = channel < head_dim;
+    const Key* from = keys + farthest.token * params.strides.token + channel;
+    Quad<Key>::widen(there ? *reinterpret_cast<const Word*>(from) : Word{}, key[round]);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      mean[round][i] = (sum[round][i] - key[round][i]) * (1.f / kOthers);
+      low = there ? fminf(low, mean[round][i]) : low;
+      high = there ? fmaxf(high, mean[round][i]) : high;
+    }
+  }
+  low = warp_min(low);
+  const float step = __fdiv_rn(warp_max(high) - low, float(kMeanLevels)), inverse = inverse_of(step);
+  uint32_t means[kRounds];
+  float largest = 0.f;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    means[round] = 0;
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const uint32_t mean_code = code(mean[round][i] - low, inverse, 0, kMeanLevels);
+      means[round] |= mean_code << 8 * i;
+      key[round][i] -= fmaf(float(mean_code), step, low);
+      if (round * kLaneChannels + lane * kChannels < head_dim) largest = fmaxf(largest, fabsf(key[round][i]));
+    }
+  }
+  const float difference_step = __fdiv_rn(warp_max_of_positive(largest), float(kDifferenceLevels));
+  const float difference_inverse = inverse_of(difference_step);
+  const bool known = isfinite(step) && isfinite(low) && isfinite(difference_step) && isfinite(farthest.deviation);
   uint8_t* sketch = params.sketches.data + page * params.sketches.page_stride + head * params.sketches.head_stride;
   if (lane == 0) {
-    *reinterpret_cast<float4*>(sketch) =
-        known ? make_float4(mean_scale.x, mean_scale.y, deviation_scale.x, deviation_scale.y)
-              : make_float4(kUnknown, kUnknown, kUnknown, kUnknown);
+    *reinterpret_cast<float4*>(sketch) = known ? make_float4(low, step, difference_step, farthest.deviation)
+                                               : make_float4(kUnknown, kUnknown, kUnknown, kUnknown);
   }
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
     const int channel = round * kLaneChannels + lane * kChannels;
-    uint32_t means = 0, deviations = 0;
-    if (known && channel < head_dim) {
+    const bool there = known && channel < head_dim;
+    uint32_t differences[kChannels];
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        means |= code(mean[round][i], mean_scale, mean_inverse, kMeanLevels) << 8 * i;
-        deviations |= code(deviation[round][i], deviation_scale, deviation_inverse, kDeviationLevels)
-                      << (kBits == 8 ? 8 : 4) * i;
+    for (int i = 0; i < kChannels; ++i) {
+      differences[i] = code(key[round][i], difference_inverse, -kDifferenceLevels, kDifferenceLevels) +
+                       (kNoDifference - kDifferenceLevels);
+    }
+    if constexpr (kBits == 8) {
+      means[round] |= differences[0] << 4 | differences[1] << 12 | differences[2] << 20 | differences[3] << 28;
+    } else {
+      // Of eight channels the even ones, then the odd ones: two lanes have them.
+      const uint32_t own = (differences[0] | differences[2] << 4 | differences[1] << 16 | differences[3] << 20)
+                           << 8 * (lane % 2);
+      const uint32_t word = own | __shfl_xor_sync(~0u, own, 1);
+      if (lane % 2 == 0 && channel / 2 < aligned(head_dim / 2)) {
+        *reinterpret_cast<uint32_t*>(sketch + differences_at(head_dim) + channel / 2) = there ? word : 0;
       }
     }
-    if constexpr (kBits == 8) means |= deviations << 4;
-    if (channel < aligned(head_dim)) *reinterpret_cast<uint32_t*>(sketch + kHeader + channel) = means;
-    if (kBits == 12 && channel / 2 < aligned(head_dim / 2)) {
-      *reinterpret_cast<uint16_t*>(sketch + deviations_at(head_dim) + channel / 2) = uint16_t(deviations);
+    if (channel < aligned(head_dim)) {
+      *reinterpret_cast<uint32_t*>(sketch + kHeader + channel) = there ? means[round] : 0;
     }
   }
 }

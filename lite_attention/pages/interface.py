@@ -33,7 +33,7 @@ from lite_attention.pages.prepare import prepare_attention, prepare_selection
 def empty_sketch(k_cache: Tensor, bits: int = 12) -> Tensor:
     """Room for the sketches of a cache (num_blocks, 16, num_heads_k, head_dim), on its device; what it holds is unset.
 
-    `bits` are of a channel: 12, 8 of its mean and 4 of its deviation, or 8, 4 of each. The other functions tell by the
+    `bits` are of a channel: 12, 8 of the mean and 4 of the key apart, or 8, 4 of each. The other functions tell by the
     size of the sketches.
 
     Returns:

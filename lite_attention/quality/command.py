@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=BITS,
         default=BITS[0],
-        help="of a channel in the sketch of a page: 12, 8 of the mean and 4 of the deviation, or 8, 4 of each; "
+        help="of a channel in the sketch of a page: 12, 8 of the mean and 4 of the key apart, or 8, 4 of each; "
         "default: %(default)s",
     )
     by_layer = parser.add_mutually_exclusive_group()
