@@ -132,12 +132,13 @@ def test_of_keys_as_far_the_first_is_apart(head_dim, bits, dtype):
 @pytest.mark.parametrize("bits", [12, 8], ids=["12bits", "8bits"])
 @pytest.mark.parametrize("head_dim", [64, 256])
 def test_a_page_without_moments_says_so_whichever_key_it_is(head_dim, bits, value):
-    k = torch.randn(PAGE, PAGE, 2, head_dim, device="cuda").bfloat16()
+    k = torch.randn(PAGE + 1, PAGE, 2, head_dim, device="cuda").bfloat16()
     sketch, before = empty_sketch(k, bits), empty_sketch(k, bits)
-    pages = torch.arange(PAGE, dtype=torch.int32, device="cuda")
+    pages = torch.arange(PAGE + 1, dtype=torch.int32, device="cuda")
     write_sketch(k, before, pages)
     for page in range(PAGE):
         k[page, page, 1, (37 * page + 5) % head_dim] = value
+    k[PAGE, ::2, 1, 5], k[PAGE, 1::2, 1, 5] = 1e19, -1e19  # each key's square is 1e38, their sum is too large
     write_sketch(k, sketch.fill_(255), pages)
     assert sketch[:, 1, :16].clone().view(torch.float32).isnan().all() and (sketch[:, 1, 16:] == 0).all()
     assert torch.equal(sketch[:, 0], before[:, 0])

@@ -198,6 +198,15 @@ def test_a_page_without_moments_says_so_in_defined_bytes(value, bits):
 
 
 @every_format
+def test_a_page_has_no_moments_where_only_the_sum_of_squares_is_too_large(bits):
+    """Each key's is 1e38; the deviation is of 15."""
+    k = torch.zeros(1, PAGE, 1, 64)
+    k[0, ::2, 0, 5], k[0, 1::2, 0, 5] = 1e19, -1e19
+    for backend in ("cpu", "reference"):
+        assert page_oracle.moments(sketches_of(k, backend, bits)[0, 0].tolist(), 64) is None
+
+
+@every_format
 def test_a_page_has_moments_as_long_as_squares_can_be_summed(bits):
     k = torch.randn(1, PAGE, 1, 64)
     k[0, 3, 0, 5] = 1e18
