@@ -40,10 +40,14 @@ def some_filled(step):
 
 
 def spoil(step, pages):
-    """Makes the sketches of these pages say that their page matters more than any other."""
+    """Makes the sketches of these pages say that their page matters more than any other, whatever a query is.
+
+    Their deviation is 3156 and their means are up to 192, which by Cauchy and Schwarz can't outweigh it.
+    """
     some = pages[pages >= 0].long()
     step.sketch[some] = 255
     step.sketch[some, :, :16] = 0x3F
+    step.sketch[some, :, 12:16] = 0x45
 
 
 def whole_marks(step, marks):

@@ -9,19 +9,29 @@ PAGE = 16
 
 
 def moments(sketch, head_dim):
-    """Mean and deviation of each channel, from the bytes of one sketch; None where it says that there are none."""
-    offset, step, deviation_offset, deviation_step = struct.unpack("<4f", bytes(sketch[:16]))
+    """Mean and difference of each channel, and the deviation, from the bytes of one sketch; None where it has none."""
+    offset, step, difference_step, deviation = struct.unpack("<4f", bytes(sketch[:16]))
     if math.isnan(offset):
         return None
     after = 16 + 16 * math.ceil(head_dim / 16)
-    if len(sketch) == after:  # of 8 bits
-        codes = [divmod(sketch[16 + d], 16) for d in range(head_dim)]
-        return [offset + step * low for _, low in codes], [
-            deviation_offset + deviation_step * high for high, _ in codes
-        ]
-    mean = [offset + step * sketch[16 + d] for d in range(head_dim)]
-    nibbles = [sketch[after + d // 2] // 16 if d % 2 else sketch[after + d // 2] % 16 for d in range(head_dim)]
-    return mean, [deviation_offset + deviation_step * nibble for nibble in nibbles]
+    mean, difference = [], []
+    for d in range(head_dim):
+        code = sketch[16 + d]
+        if len(sketch) == after:  # of 8 bits
+            code, of_difference = code % 16, code // 16
+        else:
+            byte, is_high = place(d)
+            of_difference = sketch[after + byte] // 16 if is_high else sketch[after + byte] % 16
+        mean.append(offset + step * code)
+        difference.append((of_difference - 8) * difference_step)
+    return mean, difference, deviation
+
+
+def place(channel):
+    """Where the difference of a channel is among those of 12 bits: the byte, and whether it is in its high half."""
+    before, among = divmod(channel, 8)
+    byte, is_high = {0: (0, 0), 2: (0, 1), 4: (1, 0), 6: (1, 1), 1: (2, 0), 3: (2, 1), 5: (3, 0), 7: (3, 1)}[among]
+    return 4 * before + byte, bool(is_high)
 
 
 def estimate(query, sketch, scale):
@@ -29,16 +39,13 @@ def estimate(query, sketch, scale):
     found = moments(sketch, len(query))
     if found is None:
         return None
-    linear = scale * math.fsum(x * m for x, m in zip(query, found[0], strict=True))
-    v = scale**2 * math.fsum(x * s**2 for x, s in zip(halves(query), found[1], strict=True))
-    return linear + (v / 2 if math.sqrt(v) < 1.77 else 1.77 * math.sqrt(v) - 1.77**2 / 2)
-
-
-def halves(query):
-    """The squares of a query as float16 has them, the largest being between 2**12 and 2**13."""
-    _, exponent = math.frexp(max(x * x for x in query))
-    power = 2.0 ** (13 - exponent)
-    return [struct.unpack("<e", struct.pack("<e", x * x * power))[0] / power for x in query]
+    mean, difference, deviation = found
+    score = scale * math.fsum(x * m for x, m in zip(query, mean, strict=True))
+    spread = math.sqrt(1.5 * scale**2 * math.fsum(x * x for x in query) * deviation**2)
+    others = score + (spread**2 / 2 if spread < 1.74 else 1.74 * spread - 1.74**2 / 2)
+    apart = score + scale * math.fsum(x * d for x, d in zip(query, difference, strict=True))
+    top = max(others, apart)
+    return top + math.log((15 * math.exp(others - top) + math.exp(apart - top)) / 16)
 
 
 def shares(queries, sketches, scale):

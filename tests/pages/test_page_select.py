@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from page_cases import HUGE, PageCase, Step, page_cases, sets_of
 
 from lite_attention.pages import PAGE, empty_sketch, select_pages, write_sketch
-from lite_attention.pages.estimate import log_mass
+from lite_attention.pages.estimate import ALIGNED, log_mass
+from lite_attention.pages.layout import decode
 
 LONG = PageCase(q_lens=(1, 1), k_lens=(1000, 700), eps=0.2, sharp=1.5)
 
@@ -248,19 +249,89 @@ def test_a_page_with_the_key_that_a_query_looks_for_is_listed():
     assert page in sets_of(step.select(eps=0.9))[0][0]
 
 
+def log_masses(k, q, bits=12, aligned=ALIGNED):
+    """Estimated from the sketches of pages of one KV head, (pages, 16, head_dim), and exact; both less log(16)."""
+    sketch = empty_sketch(k[:, :, None], bits)
+    write_sketch(k[:, :, None], sketch, torch.arange(len(k), dtype=torch.int32))
+    moments = decode(sketch, k.shape[2])
+    moments = moments._replace(deviation=moments.deviation * math.sqrt(aligned / ALIGNED))
+    estimated = log_mass(q[None, None], moments, torch.ones(1))[0, 0]
+    return estimated, (k.double() @ q.double()).logsumexp(-1) - math.log(PAGE)
+
+
+@pytest.mark.parametrize("bits", [12, 8])
+@pytest.mark.parametrize("size", [0.0, 0.05, 1.0, 5.0])
+def test_the_estimate_is_the_oracles(size, bits):
+    """With spreads on both sides of the knee, and under a scale of less and of more than 1."""
+    step = Step(PageCase(q_lens=(1,), k_lens=(640,), group=3, head_dim=40, sharp=1.0, bits=bits))
+    q, scale = step.q[0].unflatten(0, (2, 3)) * size, torch.tensor([0.3, 1.4])
+    sketch = step.sketch[step.block_table[0, :40].long()]
+    found = log_mass(q, decode(sketch, 40), scale)
+    for head in range(2):
+        for row in range(3):
+            one = q[head, row].double().tolist(), float(scale[head])
+            expected = [page_oracle.estimate(one[0], sketch[page, head].tolist(), one[1]) for page in range(40)]
+            assert found[head, row].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
 def test_the_estimate_is_near_the_mass_of_gaussian_keys():
-    """Where the scores spread little it is unbiased; where they spread much, half their variance would be far off."""
+    """Where the scores spread little it is unbiased; where they spread much, half their variance would be far off.
+
+    That is where keys vary alike in all directions. What `ALIGNED` adds for keys that don't is on top.
+    """
     torch.manual_seed(0)
-    for spread, error in ((0.5, 0.05), (1.0, 0.1), (4.0, 0.6)):
-        k = torch.randn(4000, 16, 1, 64)
-        q = torch.zeros(1, 1, 64)
-        q[..., 5] = spread
-        mean, deviation = k.mean(1), k.var(1, correction=0).sqrt()
-        exact = (k[..., 0, :] @ q[0, 0]).double().logsumexp(-1) - math.log(16)
-        estimated = log_mass(q, mean, deviation, torch.ones(1))[0, 0]
+    k, q = torch.randn(4000, PAGE, 64), torch.zeros(64)
+    for spread, error, more in ((0.5, 0.05, 0.06), (1.0, 0.1, 0.23), (4.0, 0.6, 1.5)):
+        q[5] = spread
+        estimated, exact = log_masses(k, q, aligned=1.0)
         assert abs((estimated - exact).mean()) < error
-    uncapped = spread * mean[:, 0, 5] + (spread * deviation[:, 0, 5]).square() / 2
+        assert (log_masses(k, q)[0] - estimated).mean() == pytest.approx(more, rel=0.15)
+    mean, deviation = k[..., 5].mean(1), k[..., 5].var(1, correction=0).sqrt()
+    uncapped = spread * mean + (spread * deviation).square() / 2
     assert (uncapped - exact).mean() > 2
+
+
+@pytest.mark.parametrize("bits", [12, 8])
+def test_pages_whose_keys_are_alike_have_their_exact_mass(bits):
+    make = torch.Generator().manual_seed(0)
+    k = torch.randint(16, (50, 1, 64), generator=make) * 17.0 - 100  # codes have these exactly
+    k[:, 0, :2] = torch.tensor([-100.0, 155.0])
+    q = torch.randn(64, generator=make) / 8
+    estimated, exact = log_masses(k.expand(-1, PAGE, -1), q, bits)
+    assert torch.allclose(estimated, exact, rtol=0, atol=1e-3) and exact.std() > 10
+
+
+@pytest.mark.parametrize("bits", [12, 8])
+def test_the_mass_of_a_single_key_is_not_missed(bits):
+    """Such pages are what eps is broken by where a sketch has only means and deviations of all 16 keys."""
+    make = torch.Generator().manual_seed(0)
+    k, q = torch.randn(100, PAGE, 64, generator=make), torch.randn(64, generator=make) / 8
+    k[:, 6] += 12 * q / q.norm() ** 2  # a score of 12 more, where the others' deviation is 1
+    estimated, exact = log_masses(k, q, bits)
+    assert (estimated - exact).abs().max() < 1.5
+    mean, variance = k.mean(1).double() @ q.double(), k.var(1, correction=0).double() @ q.double().square()
+    by_channels = mean + torch.where(variance < 1.74**2, variance / 2, 1.74 * variance.sqrt() - 1.74**2 / 2)
+    assert (exact - by_channels).min() > 5
+
+
+@pytest.mark.parametrize("bits", [12, 8])
+def test_a_page_with_one_key_that_matters_is_listed(bits):
+    step = Step(PageCase(q_lens=(1,), k_lens=(2000,), heads_k=1, group=1, head_dim=64, sharp=0.0, bits=bits))
+    page = min(everything(2000) - sets_of(step.select(eps=0.9))[0][0])
+    q, place = step.q[0, 0], int(step.block_table[0, page])
+    step.k_cache[place, 7, 0] += 12 * q / q.norm() ** 2 * math.sqrt(64)
+    scores = step.keys(0)[0][:, 0] @ q.double() / math.sqrt(64)
+    mass = scores.softmax(0).unflatten(0, (-1, PAGE)).sum(1)
+    assert mass[page] > 0.9
+    # By the mean and the deviation of each channel of all 16 keys it has next to none.
+    k = torch.stack([step.k_cache[int(n), :, 0] for n in step.block_table[0, :125]])
+    variance = k.var(1, correction=0) @ q.square() / 64
+    assert variance.max() < 1.74**2
+    assert (k.mean(1) @ q / math.sqrt(64) + variance / 2).softmax(0)[page] < 0.1
+
+    write_sketch(step.k_cache, step.sketch, step.block_table[0, page : page + 1])
+    for backend in ("cpu", "reference"):
+        assert sets_of(step.select(eps=0.2, newest=1, backend=backend)) == [[{0, page, 124}]]
 
 
 def test_the_same_call_gives_the_same_lists():

@@ -17,7 +17,10 @@ from processes import report
 
 
 def poison(worker) -> int:
-    """In a worker: makes every page look as if it mattered more than any other. Returns how many sketches there are."""
+    """In a worker: makes every page look as if it mattered more than any other. Returns how many sketches there are.
+
+    Their deviation is 3156 and their means are up to 192: whatever a query is, those can't outweigh it.
+    """
     from vllm_plugin import sketches
 
     count = 0
@@ -25,7 +28,8 @@ def poison(worker) -> int:
         if layer.impl.listing is not None and layer.impl.listing.tally is not None:
             view = sketches.view(layer.kv_cache, layer.head_size, layer.impl.listing.settings.sketch_bits)
             view.random_(0, 256)
-            view[..., :16] = 0x3F  # offsets and steps of 0.75, so that means are up to 192
+            view[..., :16] = 0x3F  # offset and steps of 0.75
+            view[..., 12:16] = 0x45
             count += view.shape[0] * view.shape[1]
     return count
 
