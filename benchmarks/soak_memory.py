@@ -16,12 +16,7 @@ LEAST = 9  # samples after the warm phase that tell a drift
 def host_mib(pid: int) -> float:
     """Resident memory of a process and all that it has started, MiB. A process that ends meanwhile counts nothing."""
     total = 0
-    try:
-        root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    for process in processes:
+    for process in _family(pid):
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
@@ -29,15 +24,39 @@ def host_mib(pid: int) -> float:
     return total / 2**20
 
 
-def gpu_mib() -> float | None:
-    """Memory in use on the GPUs that CUDA shows this process, whoever uses it, MiB; None without nvidia-smi."""
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started; none where it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def gpu_mib(pid: int | None = None) -> float | None:
+    """Memory in use on the GPUs that CUDA shows this process, MiB; None without nvidia-smi.
+
+    Whoever uses it, or of a process `pid` and all that it has started, on all GPUs: None where nvidia-smi lists none.
+    """
     if shutil.which("nvidia-smi") is None:
         return None
+    if pid is not None:
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        answer = subprocess.run(query, capture_output=True, text=True)
+        return used_by({process.pid for process in _family(pid)}, answer.stdout) if answer.returncode == 0 else None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         query.append(f"--id={visible}")
     answer = subprocess.run(query, capture_output=True, text=True)
     return sum(map(float, answer.stdout.split())) if answer.returncode == 0 else None
+
+
+def used_by(pids: set[int], listed: str) -> float | None:
+    """MiB of these processes in nvidia-smi's lines of process and memory; None where it has none of them."""
+    lines = [line.split(",") for line in listed.splitlines()]
+    numbers = [(int(line[0]), float(line[1])) for line in lines if len(line) == 2 and line[1].strip().isdecimal()]
+    found = [mib for pid, mib in numbers if pid in pids]
+    return sum(found) if found else None
 
 
 def drift(samples: Sequence[tuple[float, float]], warm_s: float) -> float | None:

@@ -42,6 +42,7 @@ class Plan:
         preempts: whether preemptions are to happen.
         seeds: whether requests that are sampled have seeds.
         seed: of the load itself.
+        shared_gpu: whether others use the GPUs, so that memory is the server's processes' alone.
     """
 
     seconds: float
@@ -57,6 +58,7 @@ class Plan:
     preempts: bool
     seeds: bool
     seed: int
+    shared_gpu: bool = False
 
 
 @dataclass
@@ -101,6 +103,8 @@ class Soak:
         self._note([compared.unused()])
         self._note([soak_memory.fault("the server's resident memory", self.host, plan.warm_s, plan.host_bound)])
         self._note([soak_memory.fault("GPU memory", self.gpu, plan.warm_s, plan.gpu_bound)])
+        if plan.shared_gpu and not self.gpu:
+            self._note(["nvidia-smi lists none of the server's processes"])
         counted = self._counted(start, end)
         if plan.preempts and not counted["vllm:num_preemptions_total"]:
             self._note(["no request was preempted: needs fewer pages, a higher rate or a longer run"])
@@ -203,7 +207,7 @@ class Soak:
         if self.plan.pid is not None:
             self.host.append((self.elapsed, soak_memory.host_mib(self.plan.pid)))
             told += f", {self.host[-1][1]:.0f} MiB"
-        if (gpu := soak_memory.gpu_mib()) is not None:
+        if (gpu := soak_memory.gpu_mib(self.plan.pid if self.plan.shared_gpu else None)) is not None:
             self.gpu.append((self.elapsed, gpu))
             told += f", GPU {gpu:.0f} MiB"
         return told

@@ -63,6 +63,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--host-drift", type=float, default=128, help="MiB that are none (default: %(default)s)")
     parser.add_argument("--gpu-drift", type=float, default=64, help="MiB that are none (default: %(default)s)")
+    parser.add_argument(
+        "--shared-gpu", action="store_true", help="others use the GPUs: only memory of the server's processes counts"
+    )
     parser.add_argument("--no-preemptions", action="store_true", help="they need not happen")
     parser.add_argument(
         "--no-seeds",
@@ -73,7 +76,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the load (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a file for the results, JSON")
     soak_server.add_arguments(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.shared_gpu and arguments.url and arguments.pid is None:
+        parser.error("--shared-gpu with --url needs --pid")
+    return arguments
 
 
 def plan(arguments: argparse.Namespace, pid: int | None) -> Plan:
@@ -92,6 +98,7 @@ def plan(arguments: argparse.Namespace, pid: int | None) -> Plan:
         preempts=not arguments.no_preemptions,
         seeds=not arguments.no_seeds,
         seed=arguments.seed,
+        shared_gpu=arguments.shared_gpu,
     )
 
 

@@ -207,6 +207,14 @@ def test_memory_of_this_process():
     assert soak_memory.host_mib(2**22 + 1) == 0  # no process has that number
 
 
+def test_memory_on_a_gpu_that_others_use():
+    listed = "11, 4000\n12, 300\n13, 70000\n14, [N/A]\n"
+    assert soak_memory.used_by({11, 12, 14}, listed) == 4300
+    assert soak_memory.used_by({10}, listed) is None
+    assert soak_memory.used_by({14}, listed) is None
+    assert soak_memory.used_by({10}, "") is None
+
+
 def answer(**changes: object) -> Answer:
     values = {"ended": "finished", "status": 200, "tokens": [[5, 6, 7, 8]], "reasons": ["length"], "generated": 4}
     return Answer(1, **values | changes)
