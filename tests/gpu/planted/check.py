@@ -39,7 +39,8 @@ TESTS = {
     "pages": (
         ["tests/gpu/test_hopper_pages.py"],
         "(128-bf16 and not fp8) or (sketches and bf16) or budget or border or equal_rank or list_everything or "
-        "speculative or graph or several or far_the_first or has_no_room or garbage or (does_not_see and not fp8)",
+        "speculative or graph or several or far_the_first or knee or has_no_room or garbage or "
+        "(does_not_see and not fp8)",
     ),
     "decode": (
         ["tests/gpu/test_hopper_page_decode.py"],
