@@ -48,7 +48,7 @@ struct Quad<__nv_fp8_e4m3> {
   }
 };
 
-// Of the squares of distances that this lane has of each token, those of all lanes: of token lane / 2.
+// Of the squares of distances that this lane has of each token, those of all lanes: of token lane_token().
 __device__ float gather_squares(float (&squares)[kPage]) {
 #pragma unroll
   for (int half = kPage / 2; half > 0; half /= 2) {
@@ -65,6 +65,9 @@ __device__ float gather_squares(float (&squares)[kPage]) {
 // What is not negative.
 __device__ float warp_max_of_positive(float x) { return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(x))); }
 
+// Of which a lane has the sum after gather_squares.
+__device__ int lane_token() { return threadIdx.x % 32 / 2; }
+
 struct Farthest {
   int token;
   float deviation;  // of the other keys around their mean, in all channels
@@ -73,8 +76,8 @@ struct Farthest {
   __device__ Farthest(float (&squares)[kPage], int head_dim) {
     const float square = gather_squares(squares), most = warp_max_of_positive(square);
     token = (__ffs(__ballot_sync(~0u, square == most)) - 1) / 2;
-    // Each token's is in two lanes. Without the farthest key the mean of the others moves away from it.
-    const float of_others = 0.5f * warp_sum(square) - most * (float(kPage) / kOthers);
+    // Each token's is in two lanes. Around a mean without the farthest key the others' are less than around that of all.
+    const float of_others = 0.5f * warp_sum(lane_token() == token ? 0.f : square) - most * (1.f / kOthers);
     deviation = __fsqrt_rn(fmaxf(0.f, of_others) * (1.f / kOthers) / float(head_dim));
     if (!isfinite(most)) deviation = kUnknown;
   }
@@ -189,7 +192,7 @@ __device__ void write(const SketchParams& params, int page, int head) {
 }
 
 template <class Key, int kBits, int kRounds>
-__global__ __launch_bounds__(32 * kWarps, 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
+__global__ __launch_bounds__(32 * kWarps, kRounds == 1 ? 16 : 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
   wait_for_kernels_before();
   let_next_kernel_wait();
   // Blocks beside each other have the heads of the same pages, whose keys are neighbours.

@@ -27,7 +27,7 @@ from lite_attention.problem import take
 
 EPS = 0.1
 NEAR = 1e-5  # of squared distances of keys: more than float32 sums of them differ by
-HALVINGS = 10  # of the range in which the queries' size is sought
+HALVINGS = 16  # of the range in which the queries' size is sought
 
 
 @dataclass(frozen=True)

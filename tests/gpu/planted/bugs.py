@@ -102,7 +102,7 @@ BUGS = [
         "sum[round][i] * (1.f / kPage);", "pages"),
     Bug("some-key-apart", "pages/sketch.cu", "__ballot_sync(~0u, square == most)", "__ballot_sync(~0u, square != most)",
         "pages"),
-    Bug("deviation-around-the-mean-of-all", "pages/sketch.cu", "most * (float(kPage) / kOthers);", "most;", "pages"),
+    Bug("deviation-around-the-mean-of-all", "pages/sketch.cu", " - most * (1.f / kOthers);", ";", "pages"),
     Bug("bias-of-means-kept", "pages/score.cu", "(scales.x - kMeanBias * scales.y) * query.offset",
         "scales.x * query.offset", "pages"),
     Bug("bias-of-differences-kept", "pages/score.cu", "(kBias + kNoDifference) * query.offset", "kBias * query.offset",
