@@ -5,10 +5,10 @@
 
 namespace lite_attention::pages {
 
-constexpr int kPage = 16;       // tokens
-constexpr int kAlignment = 16;  // bytes, of a vector load
-constexpr int kOthers = kPage - 1;  // keys of a page that aren't kept apart
-constexpr int kHeader = 16;         // bytes: offset and step of the mean, step of the difference, deviation
+constexpr int kPage = 16;             // tokens
+constexpr int kAlignment = 16;        // bytes, of a vector load
+constexpr int kOthers = kPage - 1;    // keys of a page that aren't kept apart
+constexpr int kHeader = 16;           // bytes: offset and step of the mean, step of the difference, deviation
 constexpr int kDifferenceLevels = 7;  // of either sign
 constexpr int kNoDifference = 8;      // its code
 constexpr int kMaxHeadDim = 256;

@@ -51,17 +51,17 @@ __device__ float sum_over_pages(float x) {
   return x;
 }
 
-// To base 2. `mean_code` and `difference_code` are the products of codes as they come, more than they should be by kBias
-// of differences and kMeanBias of means.
+// To base 2. `mean_code` and `difference_code` are the products of codes as they come, more than they should be by
+// kBias of differences and kMeanBias of means.
 template <int kMeanBias>
 __device__ float log2_mass(const Factors& query, float4 scales, float mean_code, float difference_code) {
-  constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.74f * kRootLog2E, kLog2Page = 4.f, kOthersShare = -0.09310940439148147f;
+  constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.74f * kRootLog2E, kLog2Page = 4.f,
+                  kOthersShare = -0.09310940439148147f;
   const float mean = (scales.x - kMeanBias * scales.y) * query.offset + scales.y * mean_code * query.code;
   // Half the variance, and its tangent from the knee on.
   const float spread = scales.w * query.spread, low = fminf(spread, kKnee);
   const float others = low * (spread - 0.5f * low) + kOthersShare;
-  const float apart =
-      scales.z * (difference_code * query.code - (kBias + kNoDifference) * query.offset) - kLog2Page;
+  const float apart = scales.z * (difference_code * query.code - (kBias + kNoDifference) * query.offset) - kLog2Page;
   return mean + fmaxf(others, apart) + log2_approximate(1.f + exp2_approximate(-fabsf(others - apart)));
 }
 

@@ -76,7 +76,8 @@ struct Farthest {
   __device__ Farthest(float (&squares)[kPage], int head_dim) {
     const float square = gather_squares(squares), most = warp_max_of_positive(square);
     token = (__ffs(__ballot_sync(~0u, square == most)) - 1) / 2;
-    // Each token's is in two lanes. Around a mean without the farthest key the others' are less than around that of all.
+    // Each token's is in two lanes. Around a mean without the farthest key the others' are less than around that of
+    // all.
     const float of_others = 0.5f * warp_sum(lane_token() == token ? 0.f : square) - most * (1.f / kOthers);
     deviation = __fsqrt_rn(fmaxf(0.f, of_others) * (1.f / kOthers) / float(head_dim));
     if (!isfinite(most)) deviation = kUnknown;
@@ -192,7 +193,8 @@ __device__ void write(const SketchParams& params, int page, int head) {
 }
 
 template <class Key, int kBits, int kRounds>
-__global__ __launch_bounds__(32 * kWarps, kRounds == 1 ? 16 : 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
+__global__ __launch_bounds__(32 * kWarps,
+                             kRounds == 1 ? 16 : 12) void sketch_kernel(const __grid_constant__ SketchParams params) {
   wait_for_kernels_before();
   let_next_kernel_wait();
   // Blocks beside each other have the heads of the same pages, whose keys are neighbours.

@@ -12,17 +12,18 @@ from lite_attention.pages.layout import OTHERS, PAGE, Moments
 # The expected largest of 15 standard Gaussians: where the second cumulant would outgrow what 15 keys can do.
 KNEE = 1.74
 BEYOND = KNEE**2 / 2  # the two branches meet, with one slope
-# Keys vary most where queries weigh them: on SmolLM2 the scores' variance is 1.4 times what it would be if keys varied
-# alike in all directions, on Qwen2.5 0.8 times (docs/sketch-study.md). More than most need, so that eps is kept.
+# What the variance of scores is taken to be, over that of keys which vary alike in all directions. Models' keys have
+# 0.3 to 2.3 times, by layer (docs/sketch-study.md); with so much the mass truly left out is, on average, eps at most.
 ALIGNED = 1.5
 
 
 def log_mass(q: Tensor, moments: Moments, scale: Tensor) -> Tensor:
     """Estimated log of the sum of exp(score) over a page's keys, less log(16), which all full pages share.
 
-    Of the 15 keys it is the score of their mean plus half the variance of their scores, the second cumulant, as if keys
-    varied alike in all directions. Where that variance is large a sum over Gaussian keys would be ruled by keys that 15
-    haven't; from KNEE on it grows with the deviation alone. The key apart adds the exp of its own score.
+    Of the 15 keys it is the score of their mean plus half the variance of their scores, the second cumulant. The
+    variance is taken as ALIGNED * (|q| * scale * deviation)^2. Where it is large a sum over Gaussian keys would be
+    ruled by keys that 15 haven't; from KNEE on it grows with the root alone. The key apart adds the exp of its own
+    score.
 
     Args:
         q: (heads_k, group, head_dim), the queries of one token.

@@ -2,9 +2,9 @@
 
 A sketch is of the 16 keys that one KV head has in one full page. The one that is farthest from their mean is kept apart
 from the other 15, of which the sketch has the mean and one standard deviation for all channels. There are two formats,
-by the bits of a channel. 12 are 8 of the mean and 4 of the key apart, 8 are 4 of each. Why one key apart: most of what a
-mean and a deviation of all 16 miss is the mass of a single key (docs/sketch-study.md). Summaries of pages for decoding
-are Quest's (arXiv 2406.10774).
+by the bits of a channel. 12 are 8 of the mean and 4 of the key apart, 8 are 4 of each. Why one key is apart: most of
+what a mean and a deviation of all 16 miss is the mass of a single key (docs/sketch-study.md). Summaries of pages for
+decoding are Quest's (arXiv 2406.10774).
 
 The sketches of a cache are uint8, (num_blocks, heads_k, sketch_bytes(head_dim, bits)), and all have the same format:
 their size says which, as no head_dim has the same size in both. One page and head has, with D = head_dim and sections
@@ -15,22 +15,24 @@ that each start at a multiple of 16 bytes:
 | 0 | 16 | float32, little-endian: offset and step of the mean, step of the difference, deviation |
 | 16, of 12 bits | D | the code of each channel's mean |
 | 16 + D, rounded up to 16 | 4 for each 8 channels | differences: two bytes of channels 0, 2, 4, 6, two of 1, 3, 5, 7 |
-| 16, of 8 bits | D | a channel in each byte: the code of its mean in the low half, of its difference in the high |
+| 16, of 8 bits | D | a channel in each byte: the code of its mean low, of its difference high |
 
-Of two codes in a byte the first is in its low half. Bytes that fill up a section are 0.
+Of two codes in a byte the first is in its low half. What no channel has is 0, in bytes and halves of them.
 
-- The farthest key is the one with the largest sum over channels of (key - mean of the 16)^2, of several alike the first.
-- A channel's mean is that of the other 15 keys, offset + code * step. Offset is the least over the channels, and offset
-  + 255 steps, where a code has 8 bits, or 15 the largest: it lies within half a step of what was encoded.
-- The difference is the farthest key less that mean, as it is decoded: (code - 8) * step, with codes 1 to 15. 7 steps are
-  the largest difference over the channels, of either sign.
-- The deviation is the root of the mean, over the 15 keys and all channels, of (key - their mean)^2.
+- The farthest key is the one with the largest sum over channels of (key - mean of the 16)^2, of several alike the
+  first.
+- The mean is that of the other 15 keys. A channel of it is offset + code * step; offset is the least over the channels,
+  and offset + 255 steps, where a code has 8 bits, or 15 the largest: it lies within half a step of what was encoded.
+- The difference is the farthest key less the mean as it is decoded: (code - 8) * step, with codes 1 to 15, and 8 where
+  all channels are alike. 7 steps are the largest absolute value over the channels, so the farthest key too lies within
+  half a step.
+- The deviation is the root of the mean, over the 15 keys and all channels, of (key - exact mean of the 15)^2.
 
 With head_dim 128 it is 208 bytes, or 144 of 8 bits, beside the 8192 of the page's bf16 keys and values, 2.5% or 1.8%;
 with 64 it is 112 or 80 beside 4096.
 
-Four NaNs in place of offset, steps and deviation, and codes of 0, say that the page has no moments: a key is not finite,
-or too large for sums in float32. Whoever reads the sketch must take such a page to matter.
+Four NaNs in place of offset, steps and deviation, and codes of 0, say that the page has no moments: a key is not
+finite, or so large that sums of squares in float32 are not. Whoever reads the sketch must take such a page to matter.
 """
 
 from __future__ import annotations
