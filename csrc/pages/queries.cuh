@@ -19,7 +19,7 @@ constexpr int kColumnQuads = kColumns / kHeads;
 constexpr int kExponent = 13;
 
 // The root of ALIGNED in lite_attention/pages/estimate.py and of log2(e), as spreads are for log-masses to base 2.
-constexpr float kSpread = 1.4710685f;
+constexpr float kSpread = 2.4022448f;
 
 // What a query adds to its products with codes, for log-masses to base 2.
 struct alignas(16) Factors {

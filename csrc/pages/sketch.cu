@@ -76,9 +76,9 @@ struct Farthest {
   __device__ Farthest(float (&squares)[kPage], int head_dim) {
     const float square = gather_squares(squares), most = warp_max_of_positive(square);
     token = (__ffs(__ballot_sync(~0u, square == most)) - 1) / 2;
-    // Each token's is in two lanes. Around a mean without the farthest key the others' are less than around that of
-    // all.
-    const float of_others = 0.5f * warp_sum(lane_token() == token ? 0.f : square) - most * (1.f / kOthers);
+    // Two lanes have each token's: one of them counts. Around a mean without the farthest key the others' are less.
+    const bool counts = threadIdx.x % 2 == 0 && lane_token() != token;
+    const float of_others = warp_sum(counts ? square : 0.f) - most * (1.f / kOthers);
     deviation = __fsqrt_rn(fmaxf(0.f, of_others) * (1.f / kOthers) / float(head_dim));
     if (!isfinite(most)) deviation = kUnknown;
   }

@@ -28,6 +28,10 @@ Of two codes in a byte the first is in its low half. What no channel has is 0, i
   half a step.
 - The deviation is the root of the mean, over the 15 keys and all channels, of (key - exact mean of the 15)^2.
 
+Sums are float32. Where the farthest key is a thousand times as far away as the others are from each other, kernels may
+round the deviation by some percent, and beyond that to anything up to a thousandth of the distance: next to nothing
+beside what that key does.
+
 With head_dim 128 it is 208 bytes, or 144 of 8 bits, beside the 8192 of the page's bf16 keys and values, 2.5% or 1.8%;
 with 64 it is 112 or 80 beside 4096.
 

@@ -249,7 +249,7 @@ def geometric(pages, ratio, order, bits, by="means"):
         step.k_cache[places, 1:8, :, 1] = 4 * sizes
         step.k_cache[places, 8:15, :, 1] = -4 * sizes
     step.q.zero_()
-    step.q[:, :, 0] = 8.0  # under the scale of 1 / 8
+    step.q[:, :, 0] = 5.0 if by == "deviations" else 8.0  # under the scale of 1 / 8
     write_sketch(step.k_cache, step.sketch, step.full_pages())
     return step
 
@@ -271,7 +271,7 @@ def test_where_nothing_is_near_a_border_lists_are_equal(bits, by, ratio, eps):
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
 @pytest.mark.parametrize("bits", [12, 8], ids=["12bits", "8bits"])
 def test_spreads_on_both_sides_of_the_knee(bits, ratio):
-    """The largest is 1.84, just beyond, or 3.68, where most are."""
+    """The largest is 1.88, just beyond, or 3.75, where most are."""
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     step = geometric(200, ratio / 16, order, bits, "deviations")
     for eps in (0.1, 0.4):

@@ -41,7 +41,7 @@ def estimate(query, sketch, scale):
         return None
     mean, difference, deviation = found
     score = scale * math.fsum(x * m for x, m in zip(query, mean, strict=True))
-    spread = math.sqrt(1.5 * scale**2 * math.fsum(x * x for x in query) * deviation**2)
+    spread = math.sqrt(4 * scale**2 * math.fsum(x * x for x in query) * deviation**2)
     others = score + (spread**2 / 2 if spread < 1.74 else 1.74 * spread - 1.74**2 / 2)
     apart = score + scale * math.fsum(x * d for x, d in zip(query, difference, strict=True))
     top = max(others, apart)

