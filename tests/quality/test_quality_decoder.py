@@ -165,7 +165,7 @@ def test_a_wrong_choice_of_pages_shows(tmp_path, monkeypatch):
     _, wrong = measure_loss(decoder, "text", tokens, 60, settings)
     assert nothing.read.bytes == 1 and abs(nothing.change) < 1e-3 and nothing.divergence < 1e-4
     assert nothing.same_first == 1 and nothing.read.left_out < 1e-4 and nothing.read.over_budget == 0
-    assert 0.2 < right.read.bytes < 0.4 and right.read.bytes == pytest.approx(wrong.read.bytes, rel=0.05)
+    assert 0.2 < right.read.bytes < 0.4 and right.read.bytes == pytest.approx(wrong.read.bytes, rel=0.1)
     assert wrong.divergence > 10 * right.divergence > 0
     assert wrong.read.left_out > 0.5 > 0.15 > right.read.left_out > 0
     assert wrong.read.over_budget > 0.9 > 0.5 > right.read.over_budget
