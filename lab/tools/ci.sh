@@ -1,0 +1,1 @@
+rm -rf /work/wt/clone && git clone -q /work/main /work/wt/clone && cd /work/wt/clone && git rev-parse --short HEAD > /work/logs/ci6.head; PATH=/work/tools:$PATH CCACHE_DIR=/work/ccache .ci/run > /work/logs/ci6.log 2>&1; echo $? > /work/logs/ci6.rc

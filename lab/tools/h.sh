@@ -1,0 +1,2 @@
+cd $1; T=/opt/venv/lib/python3.11/site-packages
+nvcc -std=c++17 -O3 -DNDEBUG -gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr --expt-extended-lambda -DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED -DTORCH_TARGET_VERSION=0x020a000000000000 -DUSE_CUDA $XFLAGS -Xcompiler=-fPIC,-fvisibility=hidden -Icsrc -isystem $T/torch/include -isystem $T/cutlass_library/source/include -c csrc/sm90/instances/$2.cu -o $3
