@@ -47,8 +47,8 @@ class PageSettings(BaseModel):
         dense_layers: layers by index that stay dense and keep no sketches; from the end where negative.
         layer_eps: by index, from the end where negative, the eps of layers that don't take `eps`. With 0 a layer lists
             everything, dense to the bit, and keeps its sketches.
-        sketch_bits: of a channel in the sketch of a page: 12, 8 of the mean of its keys and 4 of the one apart,
-            or 8, 4 of each.
+        sketch_bits: of a channel in the sketch of a page: 12, 8 of the mean of its keys but one, and 4 of
+            that one, or 8, 4 of each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -18,8 +18,8 @@ constexpr int kColumnQuads = kColumns / kHeads;
 // The largest of a query's numbers in fp16 lies just below 2 to this: far from where fp16 ends.
 constexpr int kExponent = 13;
 
-// The root of ALIGNED in lite_attention/pages/estimate.py and of log2(e), as spreads are for log-masses to base 2.
-constexpr float kSpread = 2.4022448f;
+// Spreads are for log-masses to base 2; theirs has the root of ALIGNED in lite_attention/pages/estimate.py.
+constexpr float kRootLog2E = 1.2011224087864498f, kSpread = 2.f * kRootLog2E;
 
 // What a query adds to its products with codes, for log-masses to base 2.
 struct alignas(16) Factors {

@@ -55,8 +55,7 @@ __device__ float sum_over_pages(float x) {
 // kBias of differences and kMeanBias of means.
 template <int kMeanBias>
 __device__ float log2_mass(const Factors& query, float4 scales, float mean_code, float difference_code) {
-  constexpr float kRootLog2E = 1.2011224087864498f, kKnee = 1.74f * kRootLog2E, kLog2Page = 4.f,
-                  kOthersShare = -0.09310940439148147f;
+  constexpr float kKnee = 1.74f * kRootLog2E, kLog2Page = 4.f, kOthersShare = -0.09310940439148147f;
   const float mean = (scales.x - kMeanBias * scales.y) * query.offset + scales.y * mean_code * query.code;
   // Half the variance, and its tangent from the knee on.
   const float spread = scales.w * query.spread, low = fminf(spread, kKnee);

@@ -90,22 +90,19 @@ __device__ uint32_t code(float x, float inverse_step, int least, int levels) {
 // Where all channels are alike a step is 0, and so are the codes.
 __device__ float inverse_of(float step) { return step > 0.f ? __fdiv_rn(1.f, step) : 0.f; }
 
-// A warp writes the sketch of one page and head.
-template <class Key, int kBits, int kRounds>
-__device__ void write(const SketchParams& params, int page, int head) {
+// The sums of a page's keys in this lane's channels, and of each token the square of its distance to the mean there.
+template <class Key, int kRounds>
+__device__ void sum_keys(const Key* keys, int64_t token_stride, int head_dim, float (&sum)[kRounds][kChannels],
+                         float (&squares)[kPage]) {
   using Word = typename Quad<Key>::Word;
-  constexpr int kMeanLevels = Format<kBits>::kMeanLevels;
-  const int lane = threadIdx.x % 32, head_dim = params.sketches.head_dim;
-  const Key* keys = static_cast<const Key*>(params.keys) + page * params.strides.batch + head * params.strides.head;
-  float sum[kRounds][kChannels], squares[kPage] = {};
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
-    const int channel = round * kLaneChannels + lane * kChannels;
+    const int channel = round * kLaneChannels + int(threadIdx.x % 32) * kChannels;
     Word words[kPage];
 #pragma unroll
     for (int token = 0; token < kPage; ++token) {
       words[token] =
-          channel < head_dim ? *reinterpret_cast<const Word*>(keys + token * params.strides.token + channel) : Word{};
+          channel < head_dim ? *reinterpret_cast<const Word*>(keys + token * token_stride + channel) : Word{};
     }
     float x[kChannels];
 #pragma unroll
@@ -126,6 +123,17 @@ __device__ void write(const SketchParams& params, int page, int head) {
       }
     }
   }
+}
+
+// A warp writes the sketch of one page and head.
+template <class Key, int kBits, int kRounds>
+__device__ void write(const SketchParams& params, int page, int head) {
+  using Word = typename Quad<Key>::Word;
+  constexpr int kMeanLevels = Format<kBits>::kMeanLevels;
+  const int lane = threadIdx.x % 32, head_dim = params.sketches.head_dim;
+  const Key* keys = static_cast<const Key*>(params.keys) + page * params.strides.batch + head * params.strides.head;
+  float sum[kRounds][kChannels], squares[kPage] = {};
+  sum_keys(keys, params.strides.token, head_dim, sum, squares);
   const Farthest farthest(squares, head_dim);
 
   float key[kRounds][kChannels], mean[kRounds][kChannels], low = INFINITY, high = -INFINITY;

@@ -64,7 +64,7 @@ def _listed(selection: Selection, sequence: Sequence) -> tuple[Tensor, Tensor]:
 
     listed = torch.zeros(heads_k, pages, dtype=torch.bool, device=device)
     sketch = selection.sketch.index_select(0, selection.block_table[sequence.index, :full])
-    mean, difference, deviation = decode(sketch, selection.q.shape[-1])
+    moments = decode(sketch, selection.q.shape[-1])
     scale = torch.full((heads_k,), selection.softmax_scale, dtype=torch.float64, device=device)
     if selection.k_descale is not None:
         scale *= selection.k_descale[sequence.index]
@@ -78,8 +78,7 @@ def _listed(selection: Selection, sequence: Sequence) -> tuple[Tensor, Tensor]:
         counted = (position + 1) // PAGE
         if counted > 0:
             q = selection.q[sequence.q_start + row].unflatten(0, (heads_k, -1))
-            of_counted = Moments(mean[:counted], difference[:counted], deviation[:counted])
-            masses = log_mass(q, of_counted, scale)
+            masses = log_mass(q, Moments(*(part[:counted] for part in moments)), scale)
             always = ~masses.isfinite().all(1)
             always[:, 0] = True
             always[:, first_new:] = True
